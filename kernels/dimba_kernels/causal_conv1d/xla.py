@@ -1,0 +1,48 @@
+"""The causal convolution as k shifted copies, multiplied and added: one fused pass on any backend."""
+
+from __future__ import annotations
+
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+
+
+def causal_conv1d(
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    *,
+    tail: jax.Array | None,
+    mask: jax.Array | None,
+    reverse: bool,
+    activation: str | None,
+) -> tuple[jax.Array, jax.Array]:
+    """See `dimba_kernels.causal_conv1d`."""
+    b, l, d = x.shape
+    k = w.shape[1]
+    if mask is not None:
+        x = jnp.where(mask[..., None], x, 0)
+    tail = jnp.zeros((b, k - 1, d), x.dtype) if tail is None else tail.astype(x.dtype)
+    padded = jnp.concatenate([x, tail] if reverse else [tail, x], axis=1)
+    # Kept for the backward pass are the inputs alone: the float32 sums are cheaper to redo than to store.
+    y = jax.checkpoint(partial(_shift_and_add, reverse=reverse, activation=activation))(padded, w, bias)
+    if mask is not None:
+        y = jnp.where(mask[..., None], y, 0)
+    return y, padded[:, : k - 1] if reverse else padded[:, l:]
+
+
+def _shift_and_add(
+    padded: jax.Array, w: jax.Array, bias: jax.Array | None, *, reverse: bool, activation: str | None
+) -> jax.Array:
+    """(b, l+k-1, d), (d, k) -> (b, l, d)."""
+    wide = jnp.promote_types(padded.dtype, jnp.float32)
+    k = w.shape[1]
+    l = padded.shape[1] - (k - 1)
+    taps = w.astype(wide).T[::-1] if reverse else w.astype(wide).T
+    y = reduce(jnp.add, [taps[j][None, None] * padded[:, j : j + l].astype(wide) for j in range(k)])
+    if bias is not None:
+        y = y + bias.astype(wide)[None, None]
+    if activation == "silu":
+        y = jax.nn.silu(y)
+    return y.astype(padded.dtype)

@@ -1,0 +1,1 @@
+"""Mamba's selective scan (S6): a diagonal decay per channel and state."""
