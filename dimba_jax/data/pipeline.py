@@ -1,0 +1,121 @@
+"""Batches for training and validation: shuffled, sharded over processes, resumable (grain)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+
+from dimba_jax.config import DataConfig
+from dimba_jax.data.rows import Batch, DataReport, Rows, encode_prompts, encode_split
+from dimba_jax.data.tokenizers import Tokenizer
+
+__all__ = ["TrainIterator", "encode_prompts", "train_iterator", "valid_batches"]
+
+
+class TrainIterator:
+    """Endless batches; batch i is a function of the rows, the seed and i alone.
+
+    Rows are shuffled anew each epoch and dealt to the processes in turn, so that batch i holds the same rows
+    over all processes, however many there are, and no row twice within an epoch. The state is a number,
+    valid whatever the number of processes or workers.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        report: DataReport,
+        batch_size: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        workers: int = 0,
+    ):
+        import grain
+
+        if batch_size % process_count:
+            raise ValueError(f"batch_size={batch_size} must be divisible by the {process_count} processes")
+        self.report = report
+        self._workers = workers
+        order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+        share = order[process_index::process_count].batch(
+            batch_size // process_count, drop_remainder=True, batch_fn=np.asarray
+        )
+        self._batches = share.map(rows.batch)
+        self.set_state({"next_index": 0})
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._next_index += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """JSON-ready: how many batches have been drawn."""
+        return {"next_index": self._next_index}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on after the batches that had been drawn when `get_state` gave this state."""
+        self._next_index = int(state["next_index"])
+        self._iterator: Iterator[Batch] | None = None
+
+    def _start(self) -> Iterator[Batch]:
+        import grain
+
+        batches = self._batches[self._next_index :]
+        if not self._workers:
+            return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        _parse_absl_flags()
+        return iter(batches.to_iter_dataset().mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers)))
+
+
+def train_iterator(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainIterator:
+    """Endless batches of the training split, for this process.
+
+    Args:
+      batch_size: rows of a step over all processes; each gets batch_size / process_count of them.
+
+    Raises:
+      DataError: see `encode_split`.
+      ValueError: the batch cannot be divided.
+    """
+    rows, report = encode_split(config, tokenizer, "train")
+    return TrainIterator(rows, report, batch_size, seed, process_index, process_count, config.workers)
+
+
+def valid_batches(
+    rows: Rows, batch_size: int, limit: int | None = None, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """The rows in order, in full batches: the last one is filled up from the first rows. Ends after one pass.
+
+    Args:
+      batch_size: over all processes, as in `train_iterator`.
+      limit: at most so many batches.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"batch_size={batch_size} must be divisible by the {process_count} processes")
+    starts = range(0, len(rows), batch_size)
+    for start in itertools.islice(starts, limit):
+        share = np.arange(start + process_index, start + batch_size, process_count)
+        yield rows.batch(share % len(rows))
+
+
+def _parse_absl_flags() -> None:
+    """grain's workers read absl flags, which outside an absl app (a notebook, a test) nobody has parsed."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
