@@ -1,0 +1,104 @@
+"""How the diffusion time and the pooled prompt enter: their embedding, and norms modulated by it."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dimba_jax.config import ModelConfig
+from dimba_jax.models.norm import RMSNorm
+
+TIME_SCALE = 1000.0  # the network sees t in [0, 1] as DDPM's thousand steps
+MAX_PERIOD = 10_000.0
+
+
+class TimeEmbedding(nnx.Module):
+    """c = silu(MLP(sinusoidal(1000 t)) + pooled prompt): the vector every block is modulated by.
+
+    Raises:
+      ValueError: d_model is odd (sines and cosines come in pairs).
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        if config.d_model % 2:
+            raise ValueError(f"config.model.d_model={config.d_model}: must be even")
+        self.size = config.d_model
+        dtype = jnp.dtype(config.dtype)
+        self.hidden = nnx.Linear(self.size, self.size, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(self.size, self.size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, t: Float[Array, " b"], pooled: Float[Array, "b c"] | None = None) -> Float[Array, "b c"]:
+        c = self.out(jax.nn.silu(self.hidden(sinusoidal(TIME_SCALE * t, self.size)))).astype(jnp.float32)
+        return jax.nn.silu(c if pooled is None else c + pooled)
+
+
+def sinusoidal(x: Float[Array, " b"], size: int) -> Float[Array, "b d"]:
+    """[cos(x w), sin(x w)] with size/2 frequencies w from 1 down to 1/10000."""
+    w = jnp.exp(-math.log(MAX_PERIOD) * jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
+    angle = x.astype(jnp.float32)[:, None] * w
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class PlainNorm(nnx.Module):
+    """A norm that nothing modulates. All of these map (h, c) to (input of the branch, gate or None)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(config.d_model)
+
+    def __call__(self, h: Float[Array, "b l d"], c: None) -> tuple[Float[Array, "b l d"], None]:
+        return self.norm(h), None
+
+
+class FilmNorm(nnx.Module):
+    """norm(h) * gamma(c) + beta(c), with gamma = 1 and beta = 0 at the start (DIMBA's FiLM)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(config.d_model)
+        self.modulation = _zero_linear(config, 2, rngs)
+
+    def __call__(self, h: Float[Array, "b l d"], c: Float[Array, "b c"]) -> tuple[Float[Array, "b l d"], None]:
+        gamma, beta = _parts(self.modulation(c), 2)
+        return self.norm(h) * (1 + gamma) + beta, None
+
+
+class AdditiveNorm(nnx.Module):
+    """norm(h) + beta(c), with beta = 0 at the start."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(config.d_model)
+        self.modulation = _zero_linear(config, 1, rngs)
+
+    def __call__(self, h: Float[Array, "b l d"], c: Float[Array, "b c"]) -> tuple[Float[Array, "b l d"], None]:
+        (beta,) = _parts(self.modulation(c), 1)
+        return self.norm(h) + beta, None
+
+
+class AdaLNZeroNorm(nnx.Module):
+    """FiLM, and a gate on the branch's output that starts at 0 (DiT, arXiv 2212.09748, section 3.2)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.norm = RMSNorm(config.d_model)
+        self.modulation = _zero_linear(config, 3, rngs)
+
+    def __call__(
+        self, h: Float[Array, "b l d"], c: Float[Array, "b c"]
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b 1 d"]]:
+        gamma, beta, gate = _parts(self.modulation(c), 3)
+        return self.norm(h) * (1 + gamma) + beta, gate
+
+
+NORMS = {"film": FilmNorm, "additive": AdditiveNorm, "adaln_zero": AdaLNZeroNorm}
+
+
+def _zero_linear(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> nnx.Linear:
+    zeros = nnx.initializers.zeros
+    dtype = jnp.dtype(config.dtype)
+    return nnx.Linear(config.d_model, parts * config.d_model, dtype=dtype, kernel_init=zeros, rngs=rngs)
+
+
+def _parts(modulation: Float[Array, "b _"], parts: int) -> list[Float[Array, "b 1 d"]]:
+    return jnp.split(modulation.astype(jnp.float32)[:, None, :], parts, axis=-1)

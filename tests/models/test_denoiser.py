@@ -1,0 +1,222 @@
+"""The denoiser as a whole: shapes, what reaches what, and that every parameter learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dimba_jax.config import ModelConfig
+from dimba_jax.models import Denoiser, count_parameters
+
+LS, LT, V, E = 5, 6, 20, 8
+L = LS + LT
+CONFIG = ModelConfig(
+    embedding_dim=E, d_model=16, layers=2, head_dim=8, state_dim=4, mlp_ratio=1.0, chunk=4, prompt_layers=1
+)
+VARIANTS = {
+    "dimba": dict(prompt_encoder="mixer", pooled_prompt=True),
+    "encoder_context": dict(prompt_encoder="mlp", context="encoder", modulation="additive"),
+    "prompt_alone": dict(prompt_encoder="mlp", pooled_prompt=True, context="none", self_conditioning=False),
+    "frozen": dict(prompt_encoder="frozen", pooled_prompt=True, context="encoder", modulation="adaln_zero"),
+    "untied": dict(head="untied", pattern=("mamba",), mlp_ratio=0.0),
+    "diffuseq": dict(pattern=("attention",), normalize_embeddings=False),
+}
+
+
+@functools.cache
+def make(output="embedding", noise=0.1, **settings):
+    """A denoiser whose zero-initialised weights have moved, so that everything matters."""
+
+    def build():
+        config = dataclasses.replace(CONFIG, **settings)
+        model = Denoiser(
+            config, vocab_size=V, source_length=LS, target_length=LT, output=output, rngs=nnx.Rngs(0)
+        )
+        leaves, treedef = jax.tree.flatten(model)
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        moved = [p + noise * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+        return jax.tree.unflatten(treedef, moved)
+
+    return jax.jit(build)()
+
+
+def batch():
+    tokens = np.random.default_rng(2).integers(3, V, (3, L), dtype=np.int32)
+    target = np.broadcast_to(np.arange(L) >= LS, (3, L)).copy()
+    valid = np.ones((3, L), bool)
+    valid[0, 3:LS] = valid[1, LS - 1] = valid[2, L - 2 :] = False
+    return tokens, target, valid
+
+
+def noise(seed=3):
+    return np.random.default_rng(seed).standard_normal((3, L, E), np.float32)
+
+
+TIMES = np.asarray([0.1, 0.5, 0.9], np.float32)
+KEEP = np.ones(3, bool)
+
+
+@jax.jit
+def _encode(model, tokens, target, valid, keep):
+    return model.encode(tokens, target, valid, keep)
+
+
+def encode(model, tokens, target, valid, keep=KEEP):
+    return _encode(model, tokens, target, valid, keep)
+
+
+@jax.jit
+def predict(model, z, t, condition, self_condition=None):
+    return model(z, t, condition, self_condition=self_condition)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shapes_leaks_and_gradients(variant):
+    settings = VARIANTS[variant]
+    model = make(**settings)
+    tokens, target, valid = batch()
+    keep = np.asarray([True, True, False])
+    condition = encode(model, tokens, target, valid, keep)
+    prediction = predict(model, noise(), TIMES, condition)
+    assert prediction.shape == (3, L, E) and prediction.dtype == jnp.float32
+    assert np.isfinite(prediction).all()
+
+    # the prompt encoder never sees the target
+    other = np.where(target, (tokens + 7) % V, tokens)
+    for a, b in zip(jax.tree.leaves(condition), jax.tree.leaves(encode(model, other, target, valid, keep)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    # the source matters where it is kept, and not where it is withheld
+    other = np.where(target, tokens, (tokens + 7) % V)
+
+    def at_target(tokens):
+        z = np.where(target[..., None], noise(), np.asarray(model.table())[tokens])
+        y = predict(model, z, TIMES, encode(model, tokens, target, valid, keep))
+        return np.asarray(y)[:, LS:]
+
+    changed = np.abs(at_target(tokens) - at_target(other)).max(axis=(1, 2))
+    assert (changed[:2] > 1e-5).all() and changed[2] == 0
+
+    def loss(model):
+        z = jnp.where(target[..., None], noise(), model.embed(tokens))
+        back = 0.1 * z if model.config.self_conditioning else None
+        y = model(z, TIMES, model.encode(tokens, target, valid, keep), self_condition=back)
+        return jnp.sum(jnp.sin(model.round(y))[:, LS:]) + jnp.sum(jnp.sin(3 * y))
+
+    gradients = jax.tree_util.tree_flatten_with_path(jax.jit(jax.grad(loss))(model))[0]
+    dead = [jax.tree_util.keystr(path) for path, g in gradients if not np.abs(g).max() > 0]
+    frozen = [jax.tree_util.keystr(path) for path, _ in gradients if "frozen" in jax.tree_util.keystr(path)]
+    assert dead == frozen
+    assert bool(frozen) == (variant == "frozen")
+
+
+def test_padding_of_the_source_is_never_seen_and_that_of_the_target_always():
+    model = make()
+    tokens, target, valid = batch()
+    condition = encode(model, tokens, target, valid)
+    np.testing.assert_array_equal(condition.visible, (valid & ~target) | target)
+    z = noise()
+    before = np.asarray(predict(model, z, TIMES, condition))
+    visible = np.asarray(condition.visible)
+    after = np.asarray(predict(model, np.where(visible[..., None], z, np.float32(50)), TIMES, condition))
+    assert np.array_equal(before[visible], after[visible])
+    z[2, L - 1] += 1
+    moved = np.asarray(predict(model, z, TIMES, condition))
+    assert np.abs(moved - before)[2, : L - 1].max() > 1e-5
+
+
+def test_time_and_self_condition_matter():
+    model = make()
+    condition = encode(model, *batch())
+    z = noise()
+    base = predict(model, z, TIMES, condition)
+    assert not np.allclose(base, predict(model, z, TIMES + np.float32(0.05), condition), atol=1e-4)
+    assert not np.allclose(base, predict(model, z, TIMES, condition, noise(9)), atol=1e-3)
+    np.testing.assert_allclose(base, predict(model, z, TIMES, condition, np.zeros_like(z)), atol=1e-6)
+
+
+def test_without_context_the_source_positions_are_zero():
+    model = make(**VARIANTS["prompt_alone"])
+    prediction = predict(model, noise(), TIMES, encode(model, *batch()))
+    assert not np.asarray(prediction)[:, :LS].any()
+    assert np.asarray(prediction)[:, LS:].any()
+
+
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_logits_output(head):
+    model = make("logits", head=head)
+    logits = predict(model, noise(), TIMES, encode(model, *batch()))
+    assert logits.shape == (3, L, V) and logits.dtype == jnp.float32
+    if head == "untied":
+        with pytest.raises(ValueError, match="has no rounding head"):
+            model.round(noise())
+
+
+def test_rounding_returns_the_token_an_embedding_stands_for():
+    model = make(noise=0.0)
+    tokens = np.arange(V)[None]
+    table = np.asarray(model.table())
+    np.testing.assert_allclose((table**2).mean(-1), 1.0, rtol=1e-5)
+    embedded = model.embed(tokens)
+    np.testing.assert_array_equal(np.argmax(model.round(embedded), -1), tokens)
+    expected = np.asarray(embedded) @ table.T / np.sqrt(E)
+    np.testing.assert_allclose(model.round(embedded), expected, atol=1e-5)
+    drawn = np.asarray(make(noise=0.0, normalize_embeddings=False).table())
+    assert abs(drawn.std() - 1) < 0.2 and np.ptp((drawn**2).mean(-1)) > 0.1
+
+
+def test_frozen_encoder_takes_outside_weights():
+    model = jax.tree.map(jnp.asarray, make(**VARIANTS["frozen"]))
+    encoder = model.prompt.encoder
+    tokens, target, valid = batch()
+    before = encode(model, tokens, target, valid).context
+    weights = {name: 1.1 * np.asarray(p[...]) for name, p in encoder.frozen.items()}
+    encoder.load(weights)
+    assert not np.allclose(before, encode(model, tokens, target, valid).context)
+    with pytest.raises(ValueError, match="0.embedding has shape"):
+        encoder.load(weights | {"0.embedding": np.zeros((V, E + 1))})
+    with pytest.raises(ValueError, match=r"missing weights \['0.embedding'\], unknown weights \['table'\]"):
+        encoder.load({k: v for k, v in weights.items() if k != "0.embedding"} | {"table": np.zeros(3)})
+    # an optimizer that decays the leaves called `kernel` leaves these alone
+    assert not any(name == "kernel" for name in encoder.frozen)
+
+
+@pytest.mark.parametrize("pattern", ["mamba2", "mamba", "attention"])
+def test_bfloat16_is_near_float32(pattern):
+    """Matmuls in bfloat16; parameters, prediction and gradients stay float32."""
+    exact, rough = (make(pattern=(pattern,), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    condition = encode(exact, *batch())
+    a, b = (np.asarray(predict(m, noise(), TIMES, condition)) for m in (exact, rough))
+    assert b.dtype == np.float32 and 0 < np.abs(a - b).mean() < 0.05 * np.abs(a).mean()
+
+    @jax.jit
+    def gradients(model):
+        loss = lambda m: jnp.mean(m.round(m(noise(), TIMES, condition)) ** 2)  # noqa: E731
+        return jax.tree.leaves(jax.grad(loss)(model))
+
+    for x, y in zip(gradients(exact), gradients(rough), strict=True):
+        assert y.dtype == jnp.float32
+        assert np.linalg.norm(x - y) <= 0.15 * np.linalg.norm(x) + 1e-4
+
+
+def test_rows_of_another_length_are_refused():
+    model = make()
+    condition = encode(model, *batch())
+    with pytest.raises(ValueError, match="rows of 9 positions: this model takes 5 of source and 6 of target"):
+        model(noise()[:, :9], TIMES, condition)
+    with pytest.raises(ValueError, match="self_conditioning is False"):
+        make(self_conditioning=False)(noise(), TIMES, condition, self_condition=noise())
+
+
+def test_parameters_are_counted_and_all_alike():
+    model = make(mlp_ratio=0.0, layers=1, pattern=("attention",), modulation="additive", self_conditioning=False)
+    d = 16
+    attention = 4 * d * d + d + d * d + d  # projections, norm, modulation
+    time = 2 * (d * d + d)
+    ends = V * E + (E * d + d) + 2 * d + d + (d * E + E) + V + 1  # table, in, segments, norm, out, rounding
+    assert count_parameters(model) == attention + time + ends
+    assert {type(leaf) for leaf in jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, nnx.Variable))} == {nnx.Param}
