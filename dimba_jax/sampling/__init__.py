@@ -1,0 +1,1 @@
+"""Sampling: from a prompt and noise to text. Nothing here imports training."""

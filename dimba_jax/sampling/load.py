@@ -1,0 +1,72 @@
+"""A trained model, from a working directory or from parts in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from flax import nnx
+from jaxtyping import PyTree
+
+from dimba_jax.checkpoint import Checkpoints
+from dimba_jax.config import RunConfig, from_config_dict
+from dimba_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
+from dimba_jax.diffusion.gaussian import make_process
+from dimba_jax.diffusion.predict import Network
+from dimba_jax.diffusion.process import Process
+from dimba_jax.models.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """All that sampling needs. The config is the one of the training run."""
+
+    denoiser: Network
+    process: Process  # with the bins of a learned schedule
+    tokenizer: Tokenizer
+    config: RunConfig
+    step: int
+
+
+def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) -> LoadedModel:
+    """Reads a checkpoint: the latest, or that of `step`; with averaged parameters if `ema`, or if the config says so.
+
+    Raises:
+      FileNotFoundError: no such checkpoint; the message says what there is.
+      CheckpointError: it does not fit the model that its config describes.
+    """
+    with Checkpoints(workdir) as checkpoints:
+        config = from_config_dict(checkpoints.read_config(step))
+        tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
+        graph, abstract = _abstract_denoiser(config, tokenizer.vocab_size)
+        params = checkpoints.read_params(step, ema=config.sampling.ema if ema is None else ema, abstract=abstract)
+        process = checkpoints.restore(step, {"process": make_process(config.process)})["process"]
+        found = checkpoints.latest_step() if step is None else step
+    assert found is not None  # nothing could have been read
+    return LoadedModel(nnx.merge(graph, params), process, tokenizer, config, found)
+
+
+def from_parts(config: RunConfig, tokenizer: Tokenizer, params: PyTree, process: Process, step: int) -> LoadedModel:
+    """A model from a training run's own parts; `params` is an nnx.State or a nested dict of arrays."""
+    graph, abstract = _abstract_denoiser(config, tokenizer.vocab_size)
+    if not isinstance(params, nnx.State):
+        nnx.replace_by_pure_dict(abstract, params)
+        params = abstract
+    return LoadedModel(nnx.merge(graph, params), process, tokenizer, config, step)
+
+
+def _abstract_denoiser(config: RunConfig, vocab_size: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """The network's structure and the shapes of its parameters; nothing is computed."""
+
+    def build() -> Denoiser:
+        return Denoiser(
+            config.model,
+            vocab_size=vocab_size,
+            source_length=config.data.source_length,
+            target_length=config.data.target_length,
+            output="logits" if config.process.prediction == "logits" else "embedding",
+            rngs=nnx.Rngs(jax.random.key(0)),
+        )
+
+    return nnx.split(nnx.eval_shape(build))

@@ -1,0 +1,215 @@
+"""The sampling loop: one jitted scan from noise to tokens, or a while loop if it may stop early."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
+
+from dimba_jax.config import SamplingConfig
+from dimba_jax.diffusion.predict import Network, token_logits
+from dimba_jax.diffusion.process import Process
+from dimba_jax.sampling.guidance import guided_network
+from dimba_jax.sampling.steppers import Stepper
+
+
+class SampleResult(NamedTuple):
+    """What came of a batch. Tokens and latents hold the source unchanged at its positions."""
+
+    tokens: Int[Array, "b l"]
+    z: Float[Array, "b l e"]
+    network_calls: Int[Array, ""]  # of the batch; guidance counts two a step
+    trajectory: Int[Array, "k b l"]  # the noise's nearest tokens, then the tokens predicted along the way
+
+
+class _Carry(NamedTuple):
+    z: Float[Array, "b l e"]
+    x0_hat: Float[Array, "b l e"]  # as predicted, before any clamping
+    state: Any  # the stepper's
+    tokens: Int[Array, "b l"]
+    steady: Int[Array, " b"]  # steps in a row that changed no token
+    trajectory: Int[Array, "k b l"]
+
+
+def time_grid(timesteps: int, steps: int) -> np.ndarray:
+    """steps + 1 falling times from 1 to 0 on the grid k/T, as even as the grid allows.
+
+    Raises:
+      ValueError: more steps than the process has, or none.
+    """
+    if not 1 <= steps <= timesteps:
+        raise ValueError(f"steps={steps}: expected 1 to {timesteps}, the timesteps of the process")
+    return (np.rint(np.linspace(timesteps, 0, steps + 1)) / timesteps).astype(np.float32)
+
+
+def stage_steps(steps: int, stages: int) -> np.ndarray:
+    """How many steps each stage of a trajectory has behind it: from 0 (noise) to all, evenly.
+
+    Raises:
+      ValueError: one stage, or more than there are steps to tell apart.
+    """
+    if stages == 0:
+        return np.zeros(0, np.int32)
+    if not 2 <= stages <= steps + 1:
+        raise ValueError(f"stages={stages}: expected 0 or 2 to {steps + 1} for {steps} steps")
+    return np.rint(np.linspace(0, steps, stages)).astype(np.int32)
+
+
+def nearest_tokens(x: Float[Array, "b l e"], table: Float[Array, "v e"]) -> Int[Array, "b l"]:
+    """The row of the table nearest in L2: |x - E|^2 is least where x E - |E|^2 / 2 is greatest."""
+    half = 0.5 * jnp.sum(jnp.square(table), axis=-1)
+    return jnp.argmax(x @ table.T - half[None, None, :], axis=-1).astype(jnp.int32)
+
+
+def sample(
+    denoiser: Network,
+    process: Process,
+    stepper: Stepper,
+    tokens: Int[Array, "b l"],
+    target: Bool[Array, "b l"],
+    valid: Bool[Array, "b l"],
+    keys: PRNGKeyArray,
+    settings: SamplingConfig,
+    *,
+    self_conditioning: bool,
+    stages: int = 0,
+) -> SampleResult:
+    """Fills in the target positions of a batch; source positions are re-imposed at every step.
+
+    Compiled once for each batch shape and each group of settings; the network's parameters are
+    arguments of the compiled function. A row depends on its own key and source alone, early exit
+    included: a row whose tokens have not changed for `early_exit` steps keeps them, and the loop ends
+    when all rows have come to that.
+
+    Raises:
+      ValueError: steps or stages out of range.
+    """
+    time_grid(process.timesteps, settings.steps)
+    stage_steps(settings.steps, stages)
+    graph, parameters = nnx.split(denoiser)
+    # what does not bear on the compiled loop must not compile it anew
+    settings = dataclasses.replace(settings, sampler="ddim", eta=0.0, num_samples=1, batch_size=1, ema=True)
+    return _sample(
+        graph, parameters, process, stepper, tokens, target, valid, keys, settings, self_conditioning, stages
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "stepper", "settings", "self_conditioning", "stages"))
+def _sample(
+    graph: Any,
+    parameters: Any,
+    process: Process,
+    stepper: Stepper,
+    tokens: Int[Array, "b l"],
+    target: Bool[Array, "b l"],
+    valid: Bool[Array, "b l"],
+    keys: PRNGKeyArray,
+    settings: SamplingConfig,
+    self_conditioning: bool,
+    stages: int,
+) -> SampleResult:
+    denoiser: Any = nnx.merge(graph, parameters)
+    network = guided_network(denoiser, tokens, target, valid, settings.guidance)
+    table = denoiser.table()
+    source = denoiser.embed(tokens)
+    rows, length, width = source.shape
+    steps = settings.steps
+    grid = time_grid(process.timesteps, steps)
+    times = jnp.asarray(grid)
+    at_stage = stage_steps(steps, stages)
+
+    def keep_source(z: Array) -> Array:
+        return jnp.where(target[..., None], z, source)
+
+    def clamp(x0_hat: Array) -> Array:
+        return table[nearest_tokens(x0_hat, table)]
+
+    clamps = grid[:-1] <= settings.clamp_from if settings.clamp_from > 0.0 else np.zeros(steps, bool)
+    decodes = np.zeros(steps, bool)
+    decodes[[steps - 1, *(at_stage[1:] - 1)]] = True
+    decodes |= settings.early_exit > 0
+
+    def step(i: Array, carry: _Carry) -> _Carry:
+        t, s = times[i], times[i + 1]
+        now = process.network_time(jnp.full(rows, t))
+        raw = network.call(carry.z, now, carry.x0_hat if self_conditioning else None)
+        x0_hat = process.denoised(raw, carry.z, jnp.full(rows, t), table)
+        used = _where_step(clamps, i, lambda: clamp(x0_hat), lambda: x0_hat)
+        step_keys = _fold(keys, i + 1)
+        state, z = stepper.update(step_keys, carry.state, carry.z, used, process.level(t), process.level(s))
+
+        def decode() -> Array:
+            best = jnp.argmax(token_logits(denoiser, process, raw, x0_hat), axis=-1).astype(jnp.int32)
+            return jnp.where(target, best, tokens)
+
+        found = _where_step(decodes, i, decode, lambda: carry.tokens)
+        found, steady = _settle(carry, found, settings.early_exit)
+        here = jnp.asarray(at_stage) == i + 1
+        trajectory = jnp.where(here[:, None, None], found[None], carry.trajectory)
+        return _Carry(keep_source(z), x0_hat, state, found, steady, trajectory)
+
+    noise = settings.temperature * process.prior(_fold(keys, jnp.int32(0)), (length, width))
+    z = keep_source(noise)
+    first = jnp.where(target, nearest_tokens(z, table), tokens) if stages or settings.early_exit else tokens
+    start = _Carry(
+        z=z,
+        x0_hat=jnp.zeros_like(z),
+        state=stepper.init(z),
+        tokens=first,
+        steady=jnp.zeros(rows, jnp.int32),
+        trajectory=jnp.broadcast_to(first[None], (stages, rows, length)),
+    )
+    taken, end = _run(step, start, steps, settings.early_exit)
+    # stages that an early exit left out show what it ended with
+    left_out = jnp.asarray(at_stage)[:, None, None] > taken
+    return SampleResult(
+        tokens=end.tokens,
+        z=keep_source(stepper.finalize(end.state, end.z)),
+        network_calls=taken * network.calls,
+        trajectory=jnp.where(left_out, end.tokens[None], end.trajectory),
+    )
+
+
+def _run(
+    step: Callable[[Array, _Carry], _Carry], start: _Carry, steps: int, early_exit: int
+) -> tuple[Int[Array, ""], _Carry]:
+    """All the steps, or as many as it takes until no row changes; with the number taken."""
+    if early_exit == 0:
+        end, _ = jax.lax.scan(lambda carry, i: (step(i, carry), None), start, jnp.arange(steps, dtype=jnp.int32))
+        return jnp.int32(steps), end
+
+    def unsettled(at: tuple[Array, _Carry]) -> Array:
+        return (at[0] < steps) & ~jnp.all(at[1].steady >= early_exit)
+
+    return jax.lax.while_loop(unsettled, lambda at: (at[0] + 1, step(at[0], at[1])), (jnp.int32(0), start))
+
+
+def _settle(carry: _Carry, found: Int[Array, "b l"], early_exit: int) -> tuple[Int[Array, "b l"], Int[Array, " b"]]:
+    """Counts the steps without a change and holds the rows that have had enough of them."""
+    if early_exit == 0:
+        return found, carry.steady
+    held = carry.steady >= early_exit
+    found = jnp.where(held[:, None], carry.tokens, found)
+    changed = jnp.any(found != carry.tokens, axis=1)
+    return found, jnp.where(changed, 0, carry.steady + 1)
+
+
+def _where_step(flags: np.ndarray, i: Array, yes: Callable[[], Array], no: Callable[[], Array]) -> Array:
+    """`yes()` at the flagged steps; work that no step or every step needs costs no branch."""
+    if flags.all():
+        return yes()
+    if not flags.any():
+        return no()
+    return jax.lax.cond(jnp.asarray(flags)[i], yes, no)
+
+
+def _fold(keys: PRNGKeyArray, data: Int[Array, ""]) -> PRNGKeyArray:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
