@@ -1,0 +1,1 @@
+"""Scores of generated text: sequence-to-sequence metrics, per-example records, the report."""
