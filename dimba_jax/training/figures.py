@@ -1,0 +1,154 @@
+"""The figures of a run: sums kept on the device between two log lines, and what is printed of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+TERMS = ("mse", "ce", "prior")
+BUCKETS = 10  # of diffusion time: bucket i holds t in (i/10, (i+1)/10]
+
+# Dense bfloat16 FLOPs a second of one device, by the start of its `device_kind` (vendors' data sheets).
+PEAK_FLOPS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "Tesla T4": 65e12,
+    "Tesla V100": 125e12,
+    "TPU v2": 45e12,
+    "TPU v3": 123e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowFigures:
+    """What one pass says about each of its rows, float32: sums over the row's counted positions.
+
+    Summed over a batch, the same of the whole (each a scalar).
+    """
+
+    loss: Float[Array, "*b"]  # of all terms with the config's weights, not weighted by time
+    terms: dict[str, Float[Array, "*b"]]  # "mse", "ce", "prior"
+    correct: Float[Array, "*b"]  # positions whose own token has the largest logit
+    positions: Float[Array, "*b"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Totals:
+    """Sums since the last log line. Part of the training state, so an interrupted run logs the same lines."""
+
+    steps: Int[Array, ""]
+    loss: Float[Array, ""]  # the objective, weighted
+    grad_norm: Float[Array, ""]
+    terms: dict[str, Float[Array, " k"]]  # per bucket, as all below
+    bucket_loss: Float[Array, " k"]
+    correct: Float[Array, " k"]
+    positions: Float[Array, " k"]
+    bad_step: Int[Array, ""]  # the first step whose loss or gradient is not finite, or -1
+    bad_rows: Bool[Array, " b"]  # its rows whose own loss is not finite
+
+    @classmethod
+    def zero(cls, rows: int) -> Totals:
+        def bucket() -> Float[Array, " k"]:
+            return jnp.zeros(BUCKETS, jnp.float32)  # a buffer each: one shared could not be donated
+
+        return cls(
+            steps=jnp.int32(0),
+            loss=jnp.float32(0.0),
+            grad_norm=jnp.float32(0.0),
+            terms={name: bucket() for name in TERMS},
+            bucket_loss=bucket(),
+            correct=bucket(),
+            positions=bucket(),
+            bad_step=jnp.int32(-1),
+            bad_rows=jnp.zeros(rows, bool),
+        )
+
+    def add(
+        self,
+        step: Int[Array, ""],
+        t: Float[Array, " b"],
+        loss: Float[Array, ""],
+        grad_norm: Float[Array, ""],
+        rows: RowFigures,
+    ) -> Totals:
+        """The sums with one more step."""
+        index = jnp.clip(jnp.ceil(t * BUCKETS).astype(jnp.int32) - 1, 0, BUCKETS - 1)
+        bucket = jax.nn.one_hot(index, BUCKETS, dtype=jnp.float32)
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (self.bad_step < 0)
+        return Totals(
+            steps=self.steps + 1,
+            loss=self.loss + loss,
+            grad_norm=self.grad_norm + grad_norm,
+            terms={name: self.terms[name] + rows.terms[name] @ bucket for name in self.terms},
+            bucket_loss=self.bucket_loss + rows.loss @ bucket,
+            correct=self.correct + rows.correct @ bucket,
+            positions=self.positions + rows.positions @ bucket,
+            bad_step=jnp.where(bad, step, self.bad_step),
+            bad_rows=jnp.where(bad, ~jnp.isfinite(rows.loss), self.bad_rows),
+        )
+
+
+def summary(totals: Totals) -> dict[str, float]:
+    """Means over the summed steps, by the names that are logged; a bucket that saw no row is left out."""
+    host = jax.tree.map(np.asarray, dataclasses.replace(totals, bad_rows=None))
+    steps, positions = max(int(host.steps), 1), host.positions
+    whole = max(float(positions.sum()), 1.0)
+    out = {"loss": float(host.loss) / steps}
+    out |= {name: float(host.terms[name].sum()) / whole for name in TERMS}
+    out["grad_norm"] = float(host.grad_norm) / steps
+    out["rounding_accuracy"] = float(host.correct.sum()) / whole
+    for i in np.flatnonzero(positions):
+        label = f"t{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}"
+        out[f"loss_by_t/{label}"] = float(host.bucket_loss[i] / positions[i])
+        out[f"rounding_accuracy_by_t/{label}"] = float(host.correct[i] / positions[i])
+    return out
+
+
+def mean_figures(batches: Sequence[RowFigures]) -> dict[str, float]:
+    """Means a position over batches whose figures are summed, by the names that are logged."""
+    total = jax.tree.map(lambda *parts: float(sum(np.asarray(part) for part in parts)), *batches)
+    count = max(total.positions, 1.0)
+    terms = {name: total.terms[name] / count for name in TERMS}
+    return {"loss": total.loss / count} | terms | {"rounding_accuracy": total.correct / count}
+
+
+def matmul_parameters(params: PyTree) -> int:
+    """Parameters that multiply every position: the leaves named `kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path[-1:], simple=True) for path, _ in leaves]
+    return sum(math.prod(leaf.shape) for name, (_, leaf) in zip(names, leaves, strict=True) if name == "kernel")
+
+
+def flops_per_position(params: PyTree, rounding: int, forwards: float = 0.0) -> float:
+    """Floating-point operations of one training step for one position of a row.
+
+    6 a parameter (2 forward, 4 backward), plus 2 for each further forward pass without gradient
+    (self-conditioning: its probability). `rounding` is the table's v * e, which the rounding head
+    multiplies by. The scans' and attention's own products and what remat repeats are not counted.
+    """
+    return (6.0 + 2.0 * forwards) * (matmul_parameters(params) + rounding)
+
+
+def peak_flops(device: Any) -> float | None:
+    """The device's peak, or None if it is a CPU or not in the table."""
+    kinds = sorted(PEAK_FLOPS, key=len, reverse=True)
+    return next((PEAK_FLOPS[kind] for kind in kinds if device.device_kind.startswith(kind)), None)

@@ -1,0 +1,163 @@
+"""What a run shows of itself between steps: log lines, validation loss, sample texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dimba_jax import parallel
+from dimba_jax.data.pipeline import valid_batches
+from dimba_jax.data.rows import Rows, encode_split
+from dimba_jax.data.sources import load_split
+from dimba_jax.progress import Progress
+from dimba_jax.sampling.generate import generate
+from dimba_jax.sampling.load import LoadedModel, from_parts
+from dimba_jax.training.feed import model_inputs
+from dimba_jax.training.figures import Totals, flops_per_position, mean_figures, peak_flops, summary
+from dimba_jax.training.metrics import Metrics
+from dimba_jax.training.optimizer import learning_rate
+from dimba_jax.training.setup import Run
+from dimba_jax.training.step import make_valid_step
+
+SAMPLE_PROMPTS = 4
+VALID_KEY = 1  # seeds the draws of every validation, so that two of them differ by their parameters alone
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient that is not finite; the message names the step, its rows and the last checkpoint."""
+
+
+class Clock:
+    """Time spent in steps since the last log line; what happens between `stop` and `go` does not count."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.steps, self.seconds, self._since = 0, 0.0, time.monotonic()
+
+    def stop(self) -> None:
+        self.seconds += time.monotonic() - self._since
+
+    def go(self) -> None:
+        self._since = time.monotonic()
+
+
+class Reporter:
+    """Reads a run's figures when they are due and writes them to the metrics and the progress bar."""
+
+    def __init__(self, run: Run, metrics: Metrics, bar: Progress):
+        self._run, self._metrics, self._bar = run, metrics, bar
+        self._rows: dict[int, np.ndarray] = {}  # ids of the rows of each step since the last check
+        self._rate = learning_rate(run.config.optimizer, run.config.training.steps)
+        self._valid_step = make_valid_step(run.graphdef, run.config)
+        self._valid_rows: Rows | None = None
+        self._peak = peak_flops(jax.devices()[0])
+        forwards = run.config.process.self_condition_prob if run.config.model.self_conditioning else 0.0
+        table = run.tokenizer.vocab_size * run.config.model.embedding_dim
+        self._flops = flops_per_position(run.state.params, table, forwards)
+        self.clock = Clock()
+
+    def stepped(self, step: int, rows: np.ndarray) -> None:
+        """Notes which rows a step used."""
+        self._rows[step] = rows
+        self.clock.steps += 1
+
+    def log(self, step: int) -> None:
+        """Writes the means since the last log line and starts new sums. Waits for the device."""
+        run = self._run
+        self.check_finite()
+        figures = summary(run.state.totals)
+        self.clock.stop()
+        table = run.state.params["tokens"]["embedding"]  # as trained, before any rescaling of its rows
+        figures["embedding_rms"] = float(jnp.sqrt(jnp.mean(jnp.square(table))))
+        figures["learning_rate"] = float(np.asarray(self._rate(step - 1)))
+        speed = self._speed()
+        self._metrics.scalars(step, figures | speed)
+        self._bar.update(0, loss=figures["loss"], **({"tokens_per_s": speed["tokens_per_s"]} if speed else {}))
+        totals = jax.device_put(Totals.zero(run.config.training.batch_size), parallel.replicated(run.mesh))
+        run.state = dataclasses.replace(run.state, totals=totals)
+        self.clock.reset()
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint, unless a loss since the last one was not finite. Waits for the device."""
+        self.check_finite()
+        self.clock.stop()
+        self._run.save(step)
+        self.clock.go()
+
+    def check_finite(self) -> None:
+        """Raises TrainingDiverged if a step since the last check had a loss or gradient that is not finite."""
+        totals = self._run.state.totals
+        step = int(totals.bad_step)
+        if step < 0:
+            self._rows.clear()
+            return
+        bad = np.asarray(totals.bad_rows)
+        ids = np.concatenate([np.asarray(part) for part in parallel.gather_json(self._rows[step].tolist())])[bad]
+        what = f"the loss of rows {_some(ids)} of the training split is" if bad.any() else "the gradient is"
+        saved = self._run.checkpoints.latest_step()
+        left = "there is no checkpoint from before" if saved is None else f"the last checkpoint is of step {saved}"
+        raise TrainingDiverged(
+            f"step {step}: {what} not finite, so training stopped; {left}. "
+            "Try a lower config.optimizer.learning_rate, a longer warmup_steps or a smaller clip_norm"
+        )
+
+    def validate(self, step: int) -> None:
+        """The loss of the averaged parameters on the first rows of the validation split, draws fixed."""
+        run = self._run
+        self.clock.stop()
+        training = run.config.training
+        if self._valid_rows is None:
+            self._valid_rows = encode_split(run.config.data, run.tokenizer, "valid")[0]
+        batches = valid_batches(
+            self._valid_rows, training.batch_size, training.valid_batches, jax.process_index(), jax.process_count()
+        )
+        found = []
+        for number, batch in enumerate(batches):
+            placed = parallel.shard_batch(run.mesh, model_inputs(batch))
+            key = jax.random.fold_in(jax.random.key(VALID_KEY), number)
+            found.append(self._valid_step(run.state.ema, run.state.process, placed, key))
+        figures = mean_figures(found)
+        self._metrics.scalars(step, {f"valid_{name}": value for name, value in figures.items()})
+        self._bar.update(0, valid_loss=figures["loss"])
+        self.clock.go()
+
+    def sample(self, step: int) -> None:
+        """Texts of the averaged parameters for the first prompts of the validation split."""
+        run = self._run
+        self.clock.stop()
+        prompts = [example.source for example in load_split(run.config.data, "valid")[:SAMPLE_PROMPTS]]
+        if jax.process_index() == 0:
+            settings = dataclasses.replace(run.config.sampling, num_samples=1)
+            pairs = [(made.prompt, made.texts[0]) for made in generate(self._model(step), prompts, settings)]
+            self._metrics.texts(step, pairs)
+            self._bar.write("\n".join([f"samples at step {step:,}:", *(f"  {a}  ->  {b}" for a, b in pairs)]))
+        self.clock.go()
+
+    def _model(self, step: int) -> LoadedModel:
+        """The averaged network on this process's first device: sampling is no collective."""
+        run = self._run
+        params, process = jax.tree.map(lambda leaf: leaf.addressable_data(0), (run.state.ema, run.state.process))
+        return from_parts(run.config, run.tokenizer, params, process, step)
+
+    def _speed(self) -> dict[str, float]:
+        """Positions (padding included: the network runs over it) and pairs a second; nothing before the first step."""
+        clock, config = self.clock, self._run.config
+        if clock.steps == 0 or clock.seconds <= 0.0:
+            return {}
+        pairs = clock.steps * config.training.batch_size / clock.seconds
+        tokens = pairs * (config.data.source_length + config.data.target_length)
+        speed = {"tokens_per_s": tokens, "pairs_per_s": pairs}
+        if self._peak is not None:
+            speed["flops_utilisation"] = tokens * self._flops / (self._peak * self._run.mesh.size)
+        return speed
+
+
+def _some(ids: np.ndarray) -> str:
+    shown = ", ".join(map(str, ids[:8]))
+    return f"{shown} and {len(ids) - 8} more" if len(ids) > 8 else shown

@@ -1,0 +1,118 @@
+"""From a config to everything a run needs: tokenizer, data, network, optimizer, and a state, new or restored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from dimba_jax import parallel
+from dimba_jax.checkpoint import Checkpoints
+from dimba_jax.config import RunConfig, to_dict
+from dimba_jax.data.pipeline import train_iterator
+from dimba_jax.data.tokenizers import Tokenizer, make_tokenizer, tokenizer_from_dict
+from dimba_jax.diffusion import make_process, make_timestep_sampler
+from dimba_jax.models.denoiser import Denoiser
+from dimba_jax.training.feed import Feed
+from dimba_jax.training.optimizer import make_optimizer
+from dimba_jax.training.record import check_unchanged
+from dimba_jax.training.state import TrainState
+
+
+@dataclass
+class Run:
+    """A run that is ready to go on from `state`."""
+
+    config: RunConfig
+    workdir: Path
+    mesh: Mesh
+    tokenizer: Tokenizer
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    feed: Feed
+    checkpoints: Checkpoints
+    state: TrainState
+    start: int  # steps done before: 0, or the step it was restored from
+    base_key: PRNGKeyArray  # of all draws of training
+
+    def save(self, step: int) -> None:
+        """Writes a checkpoint of the present state, in the background."""
+        self.checkpoints.save(
+            step,
+            self.state.parts(),
+            data_state=parallel.gather_json(self.feed.state()),
+            config=to_dict(self.config),
+            tokenizer=self.tokenizer.to_dict(),
+        )
+
+
+def prepare(config: RunConfig, workdir: Path) -> Run:
+    """Builds a run, and restores the latest checkpoint of the workdir if it holds one.
+
+    Raises:
+      ConfigError: the batch or mesh does not fit the devices, or the checkpoint has other settings.
+      DataError: the data cannot be used.
+      CheckpointError: the checkpoint's arrays are another model's.
+    """
+    mesh = parallel.make_mesh(config.mesh)
+    rows, pieces = config.training.batch_size, config.training.accumulate
+    parallel.check_batch(mesh, rows, "config.training.batch_size")
+    parallel.check_batch(mesh, rows // pieces, "config.training.batch_size / accumulate")
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, config.training.keep_checkpoints)
+    step = checkpoints.latest_step()
+    if step is None:
+        tokenizer = make_tokenizer(config, workdir)
+    else:
+        check_unchanged(checkpoints.read_config(step), config, workdir)
+        tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
+    source = train_iterator(
+        config.data, tokenizer, rows // jax.process_count(), config.seed, jax.process_index(), jax.process_count()
+    )
+    graphdef = abstract_denoiser(config, tokenizer.vocab_size)[0]
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    init_key, base_key = jax.random.split(jax.random.key(config.seed))
+    init = jax.jit(
+        lambda key: TrainState.start(
+            nnx.to_pure_dict(nnx.state(build_denoiser(config, tokenizer.vocab_size, nnx.Rngs(key)), nnx.Param)),
+            optimizer,
+            make_process(config.process),
+            make_timestep_sampler(config.process),
+            rows,
+        ),
+        out_shardings=parallel.replicated(mesh),
+    )
+    if step is None:
+        state = init(init_key)
+    else:
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parallel.replicated(mesh)),
+            jax.eval_shape(init, init_key),
+        )
+        state = target.with_parts(checkpoints.restore(step, target.parts()))
+        source.set_state(checkpoints.read_data_state(step)[jax.process_index()])
+    feed = Feed(source, mesh)
+    return Run(config, workdir, mesh, tokenizer, graphdef, optimizer, feed, checkpoints, state, step or 0, base_key)
+
+
+def build_denoiser(config: RunConfig, vocab_size: int, rngs: nnx.Rngs) -> Denoiser:
+    """The network of a config."""
+    return Denoiser(
+        config.model,
+        vocab_size=vocab_size,
+        source_length=config.data.source_length,
+        target_length=config.data.target_length,
+        output="logits" if config.process.prediction == "logits" else "embedding",
+        rngs=rngs,
+    )
+
+
+def abstract_denoiser(config: RunConfig, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
+    """Its structure and its parameters' shapes, without computing any."""
+    return nnx.split(nnx.eval_shape(lambda: build_denoiser(config, vocab_size, nnx.Rngs(0))))

@@ -1,0 +1,69 @@
+"""The mesh, what lies where on it, and a training step that a split batch does not change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from dimba_jax import parallel
+from dimba_jax.config import ConfigError, MeshConfig
+
+FOUR = jax.devices()[:4]
+
+
+def test_the_rest_of_the_devices_goes_to_the_open_axis():
+    mesh = parallel.make_mesh(MeshConfig(), FOUR)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=-1), FOUR)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1, "sequence": 1}
+    assert parallel.batch_ways(mesh) == 4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MeshConfig(data=3), MeshConfig(data=-1, fsdp=3), MeshConfig(data=-1, fsdp=-1), MeshConfig(data=0), MeshConfig(8)],
+)
+def test_a_mesh_that_does_not_fit_is_refused(config):
+    with pytest.raises(ConfigError, match=rf"config.mesh \(data={config.data}, fsdp={config.fsdp}"):
+        parallel.make_mesh(config, FOUR)
+
+
+def test_a_batch_must_divide():
+    mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2), FOUR)
+    parallel.check_batch(mesh, 12, "config.training.batch_size")
+    with pytest.raises(
+        ConfigError, match="config.training.batch_size=10 .* 4 devices .*data=2 x fsdp=2.* multiple of 4"
+    ):
+        parallel.check_batch(mesh, 10, "config.training.batch_size")
+
+
+def test_a_batch_is_split_over_data_and_fsdp():
+    mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2), FOUR)
+    rows = np.arange(8, dtype=np.int32).reshape(8, 1)
+    placed = parallel.shard_batch(mesh, {"tokens": rows})["tokens"]
+    assert placed.sharding.spec == PartitionSpec(("data", "fsdp"))
+    assert [shard.data.tolist() for shard in placed.addressable_shards] == [[[i], [i + 1]] for i in range(0, 8, 2)]
+    assert jax.device_put(jnp.ones(3), parallel.replicated(mesh)).sharding.is_fully_replicated
+    assert parallel.sharding(mesh, "batch", "length").spec == PartitionSpec(("data", "fsdp"), None)
+
+
+def test_one_process_gathers_its_own_value():
+    assert parallel.gather_json({"next_index": 3}) == [{"next_index": 3}]
+
+
+def test_nothing_to_join_outside_a_cluster(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    assert parallel.maybe_initialize_distributed() is False
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")  # an allocation of one node
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    assert parallel.maybe_initialize_distributed() is False
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: called.append(settings))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    assert parallel.maybe_initialize_distributed() is True
+    assert called == [{"num_processes": 2, "process_id": 1}]

@@ -1,0 +1,99 @@
+"""python -m dimba_jax.train: its errors are one line, and a signal ends it with a checkpoint."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dimba_jax import train
+
+REPOSITORY = Path(train.__file__).parents[1]
+RECIPE = """
+from dimba_jax.config import from_config_dict, to_config_dict
+
+def get_config(arg=None):
+    return to_config_dict(from_config_dict({
+        "name": arg or "plain",
+        "data": {"path": DATA, "source_length": 4, "target_length": 4},
+        "tokenizer": {"kind": "bytes"},
+        "model": {"embedding_dim": 4, "d_model": 8, "layers": 1, "pattern": ("attention",), "head_dim": 8},
+        "training": {"steps": 1000000, "batch_size": 4, "log_every": 1},
+    }))
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    for split in ("train", "valid"):
+        lines = [json.dumps({"src": f"q{i}", "trg": f"{i}a"}) for i in range(8)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE.replace("DATA", repr(str(tmp_path))))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--workdir=w"], "--config is missing"),
+        (["--config=RECIPE"], "--workdir is missing"),
+        (["--config=nowhere.py", "--workdir=w"], "nowhere.py"),
+        (["--config=RECIPE", "--workdir=w", "--config.training.stps=3"], 'Did you mean "steps"'),
+        (["--config=RECIPE", "--workdir=w", "--config.trainig.steps=3"], 'Did you mean "training"'),
+        (["--config=RECIPE", "--workdir=w", "--config.training.steps=many"], "config.training.steps"),
+        (
+            ["--config=RECIPE", "--workdir=w", "--config.training.steps=0"],
+            "config.training.steps=0: must be at least 1",
+        ),
+        (["--config=RECIPE", "--workdir=w", "--config.process.schedule=cos"], "choose one of 'cosine'"),
+        (["--config=RECIPE", "--workdir=w", "--wrkdir=w"], "wrkdir"),
+        (["--config=RECIPE", "--workdir=w", "more"], "unexpected argument 'more'"),
+        (
+            ["--config=RECIPE", "--workdir=WORKDIR", "--config.training.batch_size=8", "--config.data.path=/no/such"],
+            "/no/such",
+        ),
+        (["--config=RECIPE", "--workdir=WORKDIR", "--config.mesh.data=3"], "config.mesh (data=3"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(recipe, tmp_path, capsys, arguments, expected):
+    places = {"RECIPE": str(recipe), "WORKDIR": str(tmp_path / "run")}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    assert train.main(["train", *arguments]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("train: ") and expected in error and "Traceback" not in error
+
+
+def test_help(capsys):
+    assert train.main(["train", "--help"]) == 0
+    assert "--workdir" in capsys.readouterr().out
+
+
+def test_sigterm_saves_and_ends_well(recipe, tmp_path):
+    workdir = tmp_path / "run"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'kernels'}",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "dimba_jax.train", f"--config={recipe}:named", f"--workdir={workdir}"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        metrics, give_up = workdir / "metrics.jsonl", time.monotonic() + 300
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
+            assert process.poll() is None and time.monotonic() < give_up, process.communicate()[1]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert "SIGTERM: saving after this step" in said and "the same command goes on from there" in said
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert steps == [last]
+    assert json.loads((workdir / "run.json").read_text())["name"] == "named"

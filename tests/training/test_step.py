@@ -1,0 +1,173 @@
+"""One step: draws, microbatches, self-conditioning, averages, and its figures."""
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dimba_jax.config import MeshConfig
+from dimba_jax.diffusion import make_timestep_sampler, predict
+from dimba_jax.parallel import make_mesh, replicated, shard_batch
+from dimba_jax.training.figures import BUCKETS, RowFigures, Totals, summary
+from dimba_jax.training.optimizer import make_optimizer
+from dimba_jax.training.step import batch_loss, draw, make_train_step, make_valid_step
+
+
+def close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_microbatches_equal_the_large_batch(configs, parts, base_key):
+    results = []
+    for accumulate in (1, 4):
+        config = configs(
+            process={
+                "loss_on_padding": False, "self_condition_prob": 1.0, "condition_dropout": 0.3,
+                "timestep_sampling": "importance", "schedule": "learned",
+            },
+            training={"accumulate": accumulate},
+            # a gradient near 0 would be blown up to a full step by the smallest epsilon, rounding and all
+            optimizer={"learning_rate": 1e-3, "epsilon": 1e-6},
+        )  # fmt: skip
+        results.append(parts(config).run(4, base_key))
+    (one, losses), (four, losses_of_four) = results
+    np.testing.assert_allclose(losses, losses_of_four, rtol=1e-5)
+    assert losses[0] != losses[1]
+    for name in ("params", "ema", "opt_state", "timesteps", "process", "totals"):
+        close(getattr(one, name), getattr(four, name), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_draws_from_its_number_alone(configs, parts, base_key):
+    tiny = parts(configs())
+    three, _ = tiny.run(3, base_key)
+    two, _ = tiny.run(2, base_key)
+    two_and_one, _ = tiny.run(1, base_key, two)
+    jax.tree.map(np.testing.assert_array_equal, three, two_and_one)
+    again, losses = tiny.run(2, base_key)
+    other, other_losses = tiny.run(2, jax.random.key(6))
+    assert losses != other_losses
+
+
+def test_one_coin_a_step_decides_about_the_first_pass(configs, base_key):
+    config = configs(process={"self_condition_prob": 0.5})
+    sampler = make_timestep_sampler(config.process)
+    coins = [bool(draw(jax.random.fold_in(base_key, i), sampler, 4, config).first_pass) for i in range(60)]
+    assert 15 < sum(coins) < 45
+    assert draw(base_key, sampler, 4, configs(process={"self_condition_prob": 0.0})).first_pass is None
+    assert draw(base_key, sampler, 4, configs(model={"self_conditioning": False})).first_pass is None
+
+
+def test_no_gradient_flows_through_the_first_pass(configs, batches, parts, base_key):
+    config = configs(process={"self_condition_prob": 1.0})
+    tiny, batch = parts(config), batches()
+    state, draws, total = tiny.state, draw(base_key, tiny.state.timesteps, 8, config), jnp.float32(7.0)
+
+    def by_hand(params, constant):
+        denoiser = nnx.merge(tiny.graphdef, params)
+        x0 = denoiser.embed(batch["tokens"])
+        noised = state.process.corrupt(draws.rows.noise, x0, draws.rows.t, batch["target"])
+        condition = denoiser.encode(batch["tokens"], batch["target"], batch["valid"])
+        made = predict(denoiser, state.process, noised.z, draws.rows.t, condition, constant)
+        terms = state.process.losses(made.raw, made.x0_hat, made.logits, batch["tokens"], x0, noised)
+        return jnp.sum(jnp.where(batch["target"], state.process.total(terms), 0.0)) / total, made.x0_hat
+
+    _, constant = by_hand(state.params, None)
+    expected = jax.jit(jax.grad(by_hand, has_aux=True))(state.params, constant)[0]
+    found = jax.jit(
+        jax.grad(lambda p: batch_loss(p, tiny.graphdef, state.process, batch, draws, total, config), has_aux=True)
+    )(state.params)[0]
+    close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_condition_dropout_withholds_the_source_of_some_rows(configs, base_key):
+    config = configs(process={"condition_dropout": 0.25})
+    keep = draw(base_key, make_timestep_sampler(config.process), 400, config).rows.keep
+    assert 260 < int(keep.sum()) < 340
+    assert draw(base_key, make_timestep_sampler(config.process), 4, configs()).rows.keep is None
+
+
+def test_noise_of_a_row_does_not_depend_on_the_batch(configs, base_key):
+    sampler = make_timestep_sampler(configs().process)
+    few, many = (draw(base_key, sampler, rows, configs()).rows.noise for rows in (3, 8))
+    np.testing.assert_array_equal(jax.random.key_data(few), jax.random.key_data(many)[:3])
+
+
+def test_the_average_warms_up(configs, parts, base_key):
+    tiny = parts(configs())  # ema_decay .15: reached after the first step's (1 + 0) / (10 + 0)
+    average, state = tiny.state.params, None
+    for n in range(3):
+        state, _ = tiny.run(1, base_key, state)
+        keep = min(0.15, (1 + n) / (10 + n))
+        average = jax.tree.map(lambda old, new, keep=keep: keep * old + (1 - keep) * new, average, state.params)
+        close(state.ema, average, rtol=1e-5, atol=1e-6)
+
+
+def test_training_learns_one_batch(configs, parts, base_key):
+    _, losses = parts(configs()).run(150, base_key)
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_figures_add_up(configs, parts, base_key):
+    state, losses = parts(configs()).run(5, base_key)
+    figures = summary(state.totals)
+    assert figures["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert figures["loss"] == pytest.approx(figures["mse"] + figures["ce"] + figures["prior"], rel=1e-5)
+    assert float(state.totals.positions.sum()) == 5 * 8 * 5  # steps, rows, target positions
+    by_t = [figures[f"loss_by_t/t{i / 10:.1f}-{(i + 1) / 10:.1f}"] for i in range(BUCKETS)]
+    assert np.dot(by_t, state.totals.positions) / 200 == pytest.approx(figures["loss"], rel=1e-5)
+    assert 0.0 <= figures["rounding_accuracy"] <= 1.0
+
+
+def rows_with(losses):
+    losses = jnp.asarray(losses, jnp.float32)
+    ones = jnp.ones_like(losses)
+    return RowFigures(losses, {"mse": losses, "ce": ones, "prior": ones}, ones, 2.0 * ones)
+
+
+def test_buckets_hold_their_upper_edge():
+    t = jnp.asarray([0.05, 0.1, 0.15, 1.0])
+    totals = Totals.zero(4).add(jnp.int32(1), t, jnp.float32(1.0), jnp.float32(1.0), rows_with([1.0, 2.0, 4.0, 8.0]))
+    np.testing.assert_allclose(totals.bucket_loss, [3.0, 4.0, 0, 0, 0, 0, 0, 0, 0, 8.0])
+    figures = summary(totals)
+    assert figures["loss_by_t/t0.0-0.1"] == pytest.approx(0.75)
+    assert "loss_by_t/t0.2-0.3" not in figures
+    assert figures["rounding_accuracy_by_t/t0.9-1.0"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bad", [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
+def test_the_first_step_that_is_not_finite_is_kept(bad):
+    t, fine = jnp.full(3, 0.5), (jnp.float32(1.0), jnp.float32(1.0))
+    totals = Totals.zero(3).add(jnp.int32(4), t, *fine, rows_with([1.0, 1.0, 1.0]))
+    assert int(totals.bad_step) == -1
+    totals = totals.add(jnp.int32(5), t, *map(jnp.float32, bad), rows_with([1.0, bad[0], 1.0]))
+    totals = totals.add(jnp.int32(6), t, jnp.float32(np.nan), fine[1], rows_with([np.nan, 1.0, np.nan]))
+    assert int(totals.bad_step) == 5
+    assert totals.bad_rows.tolist() == [False, not np.isfinite(bad[0]), False]
+
+
+def test_validation_draws_the_same_for_the_same_key(configs, batches, parts, base_key):
+    config = configs(process={"condition_dropout": 0.5}, model={"dropout": 0.5})
+    tiny = parts(config)
+    step = make_valid_step(tiny.graphdef, config)
+    first, again = (step(tiny.state.ema, tiny.state.process, batches(), base_key) for _ in range(2))
+    assert float(first.loss) == float(again.loss)
+    assert float(first.positions) == 8 * 5
+    other = step(tiny.state.ema, tiny.state.process, batches(), jax.random.key(6))
+    assert float(other.loss) != float(first.loss)
+
+
+def test_a_batch_split_over_devices_changes_nothing(configs, batches, parts, base_key):
+    config = configs(training={"accumulate": 2}, optimizer={"learning_rate": 1e-3, "epsilon": 1e-6})
+    tiny = parts(config)
+    one, losses = tiny.run(2, base_key)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    where = replicated(mesh)
+    step = make_train_step(tiny.graphdef, make_optimizer(config.optimizer, 200), config, where)
+    state, batch = jax.device_put(tiny.state, where), shard_batch(mesh, batches())
+    for loss in losses:
+        state, split_loss = step(state, batch, base_key)
+        assert float(split_loss) == pytest.approx(loss, rel=1e-5)
+    close(one.params, jax.device_get(state.params), atol=1e-5)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+    assert step._cache_size() == 1  # the state comes back as it went in
