@@ -16,8 +16,9 @@ _RANGE = re.compile(r"^(?P<name>.+?)\[(?P<start>-?\d*):(?P<stop>-?\d*)\]$")
 def load_jsonl(folder: Path, files: Sequence[str], columns: tuple[str, str]) -> list[Example]:
     """The rows of `files`, one after the other.
 
-    A name may end in a row range, as in "asset_valid.jsonl[:1800]" and "asset_valid.jsonl[1800:]" (Python's
-    slices), so that one file can serve several splits.
+    A name may be a pattern, as in "train*.jsonl" (its files in alphabetical order), and may end in a row
+    range, as in "asset_valid.jsonl[:1800]" and "asset_valid.jsonl[1800:]" (Python's slices), so that one
+    file can serve several splits.
 
     Raises:
       DataError: no such folder or file; a malformed row (file and line are named); an empty range.
@@ -26,7 +27,7 @@ def load_jsonl(folder: Path, files: Sequence[str], columns: tuple[str, str]) -> 
         raise DataError(f"{folder}: no such folder (config.data.path must hold {', '.join(files)})")
     if not files:
         raise DataError("config.data.train_files is empty: name at least one file")
-    pairs = [pair for spec in files for pair in _read_file(folder, spec, columns)]
+    pairs = [pair for spec in _expanded(folder, files) for pair in _read_file(folder, spec, columns)]
     return [Example(source, targets, row) for row, (source, targets) in enumerate(pairs)]
 
 
@@ -55,6 +56,21 @@ def pair_of(record: Any, columns: tuple[str, str], where: str) -> tuple[str, tup
         if not text.strip():
             raise DataError(f"{where}: {key!r} is blank")
     return source, tuple(targets)
+
+
+def _expanded(folder: Path, specs: Sequence[str]) -> list[str]:
+    """The specs with each pattern replaced by the files it matches; a plain name stays, there or not."""
+    found = []
+    for spec in specs:
+        pattern, bracket, rows = spec.partition("[")
+        if not set(pattern) & set("*?"):
+            found.append(spec)
+            continue
+        names = sorted(path.name for path in folder.glob(pattern))
+        if not names:
+            raise DataError(f"{folder}: no file matches {pattern!r}")
+        found.extend(name + bracket + rows for name in names)
+    return found
 
 
 def _read_file(folder: Path, spec: str, columns: tuple[str, str]) -> list[tuple[str, tuple[str, ...]]]:

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.conditioning import PlainNorm, NORMS
+from dimba_jax.models.conditioning import NORMS, PlainNorm
 from dimba_jax.models.mixers.build import make_mixer
 from dimba_jax.models.mixers.core import linear
 

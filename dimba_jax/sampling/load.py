@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 from flax import nnx
 from jaxtyping import PyTree
 
@@ -15,7 +14,7 @@ from dimba_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion.gaussian import make_process
 from dimba_jax.diffusion.predict import Network
 from dimba_jax.diffusion.process import Process
-from dimba_jax.models.denoiser import Denoiser
+from dimba_jax.models.build import abstract_denoiser
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
     with Checkpoints(workdir) as checkpoints:
         config = from_config_dict(checkpoints.read_config(step))
         tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
-        graph, abstract = _abstract_denoiser(config, tokenizer.vocab_size)
+        graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)
         params = checkpoints.read_params(step, ema=config.sampling.ema if ema is None else ema, abstract=abstract)
         process = checkpoints.restore(step, {"process": make_process(config.process)})["process"]
         found = checkpoints.latest_step() if step is None else step
@@ -49,24 +48,8 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
 
 def from_parts(config: RunConfig, tokenizer: Tokenizer, params: PyTree, process: Process, step: int) -> LoadedModel:
     """A model from a training run's own parts; `params` is an nnx.State or a nested dict of arrays."""
-    graph, abstract = _abstract_denoiser(config, tokenizer.vocab_size)
+    graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)
     if not isinstance(params, nnx.State):
         nnx.replace_by_pure_dict(abstract, params)
         params = abstract
     return LoadedModel(nnx.merge(graph, params), process, tokenizer, config, step)
-
-
-def _abstract_denoiser(config: RunConfig, vocab_size: int) -> tuple[nnx.GraphDef, nnx.State]:
-    """The network's structure and the shapes of its parameters; nothing is computed."""
-
-    def build() -> Denoiser:
-        return Denoiser(
-            config.model,
-            vocab_size=vocab_size,
-            source_length=config.data.source_length,
-            target_length=config.data.target_length,
-            output="logits" if config.process.prediction == "logits" else "embedding",
-            rngs=nnx.Rngs(jax.random.key(0)),
-        )
-
-    return nnx.split(nnx.eval_shape(build))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
@@ -18,7 +17,7 @@ from dimba_jax.config import RunConfig, to_dict
 from dimba_jax.data.pipeline import train_iterator
 from dimba_jax.data.tokenizers import Tokenizer, make_tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process, make_timestep_sampler
-from dimba_jax.models.denoiser import Denoiser
+from dimba_jax.models.build import abstract_denoiser, make_denoiser
 from dimba_jax.training.feed import Feed
 from dimba_jax.training.optimizer import make_optimizer
 from dimba_jax.training.record import check_unchanged
@@ -72,15 +71,13 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     else:
         check_unchanged(checkpoints.read_config(step), config, workdir)
         tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
-    source = train_iterator(
-        config.data, tokenizer, rows // jax.process_count(), config.seed, jax.process_index(), jax.process_count()
-    )
+    source = train_iterator(config.data, tokenizer, rows, config.seed, jax.process_index(), jax.process_count())
     graphdef = abstract_denoiser(config, tokenizer.vocab_size)[0]
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     init_key, base_key = jax.random.split(jax.random.key(config.seed))
     init = jax.jit(
         lambda key: TrainState.start(
-            nnx.to_pure_dict(nnx.state(build_denoiser(config, tokenizer.vocab_size, nnx.Rngs(key)), nnx.Param)),
+            nnx.to_pure_dict(nnx.state(make_denoiser(config, tokenizer.vocab_size, nnx.Rngs(key)), nnx.Param)),
             optimizer,
             make_process(config.process),
             make_timestep_sampler(config.process),
@@ -99,20 +96,3 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         source.set_state(checkpoints.read_data_state(step)[jax.process_index()])
     feed = Feed(source, mesh)
     return Run(config, workdir, mesh, tokenizer, graphdef, optimizer, feed, checkpoints, state, step or 0, base_key)
-
-
-def build_denoiser(config: RunConfig, vocab_size: int, rngs: nnx.Rngs) -> Denoiser:
-    """The network of a config."""
-    return Denoiser(
-        config.model,
-        vocab_size=vocab_size,
-        source_length=config.data.source_length,
-        target_length=config.data.target_length,
-        output="logits" if config.process.prediction == "logits" else "embedding",
-        rngs=rngs,
-    )
-
-
-def abstract_denoiser(config: RunConfig, vocab_size: int) -> tuple[nnx.GraphDef, Any]:
-    """Its structure and its parameters' shapes, without computing any."""
-    return nnx.split(nnx.eval_shape(lambda: build_denoiser(config, vocab_size, nnx.Rngs(0))))

@@ -77,9 +77,7 @@ class Causal(nnx.Module):
         return self.out_proj(y), state
 
 
-def linear(
-    inputs: int, outputs: int, config: ModelConfig, *, scale: float = 1.0, rngs: nnx.Rngs
-) -> nnx.Linear:
+def linear(inputs: int, outputs: int, config: ModelConfig, *, scale: float = 1.0, rngs: nnx.Rngs) -> nnx.Linear:
     """A bias-free projection in the compute dtype; standard deviation scale / sqrt(inputs)."""
     return nnx.Linear(
         inputs,

@@ -65,9 +65,7 @@ class Mamba2Core(nnx.Module):
         )  # fmt: skip
         return self.norm(y.reshape(z.shape), z), ScanState(tail, h)
 
-    def both_ways(
-        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None
-    ) -> Float[Array, "b l i"]:
+    def both_ways(self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None) -> Float[Array, "b l i"]:
         """The forward and the reverse scan of the same x, B, C and dt, added, in one kernel call.
 
         The convolution is the causal one. Each direction's scan holds the position itself.

@@ -1,0 +1,60 @@
+"""DiffuSeq on QQP paraphrase: the Transformer twin of configs/mambadiff_qqp.py, sqrt schedule, T = 2000.
+
+    python -m dimba_jax.train --config=configs/diffuseq_qqp.py:7m --workdir=runs/diffuseq --config.data.path=DIR
+    python -m dimba_jax.evaluate --checkpoint=runs/diffuseq --split=test --mbr=1,3,10 --output=runs/diffuseq/eval.json
+
+DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl.
+
+Hardware: one H200 (or another GPU with bfloat16); meant for ten minutes. Time and score: not measured yet.
+(The published model has 91 million parameters and trained for two days on four A100.)
+
+Variants, near the sizes of the twin's:
+  :7m      6.8 million parameters; the same without a colon
+  :97m     102 million parameters
+  :smoke   the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
+
+Where it departs from the published model, and the flag that goes back:
+  it is self-conditioned                --config.model.self_conditioning=False
+  the loss counts the target alone      --config.process.loss_on=all
+  SwiGLU, RMSNorm and RoPE in place of BERT's layers
+"""
+
+from dataclasses import replace
+
+from dimba_jax.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    RunConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from dimba_jax.recipes import choose, smoke
+
+SMALL = RunConfig(
+    name="diffuseq_qqp_7m",
+    data=DataConfig(source_length=32, target_length=32, train_extra_direction=True),
+    model=ModelConfig(
+        d_model=256,
+        layers=6,
+        pattern=("attention",),
+        mlp_ratio=4.0,
+        modulation="additive",
+        dtype="bfloat16",
+    ),
+    process=ProcessConfig(schedule="sqrt", timesteps=2000, timestep_sampling="importance"),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=500),
+    training=TrainingConfig(steps=10_000, batch_size=512, valid_every=1000, sample_every=2000),
+    sampling=SamplingConfig(sampler="ddim", steps=50, clamp_from=1.0),
+)
+LARGE = replace(
+    SMALL,
+    name="diffuseq_qqp_97m",
+    model=replace(SMALL.model, d_model=768, layers=12),
+    optimizer=replace(SMALL.optimizer, learning_rate=3e-4),
+)
+
+
+def get_config(arg: str = ""):
+    return choose(arg, {"": SMALL, "7m": SMALL, "97m": LARGE, "smoke": smoke(SMALL)})

@@ -1,0 +1,50 @@
+"""DIMBA on text simplification: from a sentence to a simpler one.
+
+    python -m dimba_jax.train --config=configs/simplification.py --workdir=runs/simple --config.data.path=DIR
+    python -m dimba_jax.evaluate --checkpoint=runs/simple --split=test --mbr=1,3,10 --output=runs/simple/eval.json
+
+DIR holds DiffuSeq's Wiki-Auto split as train.jsonl, valid.jsonl and test.jsonl. A row's target may be a list of
+references, as in ASSET, where they stand under another key: --config.data.columns="('src', 'refs')"
+
+Hardware: one H200 (or another GPU with bfloat16). Time and score: not measured yet.
+Copying the source is a strong baseline in this task too: read iBLEU beside BLEU.
+
+Variants:
+  :smoke   the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
+"""
+
+from dimba_jax.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProcessConfig,
+    RunConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+from dimba_jax.recipes import choose, smoke
+
+FULL = RunConfig(
+    name="simplification",
+    # 999 sentences of 1,000 take at most 84 pieces, 99 simplifications of 100 at most 60 (8k pieces, ASSET)
+    data=DataConfig(source_length=80, target_length=80),
+    model=ModelConfig(
+        d_model=512,
+        layers=8,
+        pattern=("mamba2",),
+        direction="untied",
+        modulation="film",
+        prompt_encoder="mixer",
+        prompt_layers=2,
+        pooled_prompt=True,
+        dtype="bfloat16",
+    ),
+    process=ProcessConfig(schedule="cosine", prediction="x0"),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=500),
+    training=TrainingConfig(steps=40_000, batch_size=256, valid_every=1000, sample_every=2000),
+    sampling=SamplingConfig(sampler="ddim", steps=50, clamp_from=1.0),
+)
+
+
+def get_config(arg: str = ""):
+    return choose(arg, {"": FULL, "smoke": smoke(FULL)})

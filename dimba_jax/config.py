@@ -1,0 +1,298 @@
+"""The configuration of a run: frozen dataclasses, checked once, at the edge.
+
+A recipe in `configs/` returns an `ml_collections.ConfigDict`; `from_config_dict` turns it into a
+`RunConfig`, and no ConfigDict is seen past that line. A checkpoint carries `to_dict(config)`, so
+sampling needs no recipe. Field comments give the meaning; the defaults are DIMBA's on paraphrase.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """The generated question paraphrases (`data/synthetic.py`)."""
+
+    pairs: int = 12_000  # over all splits; the grammar holds more
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pairs come from and how they are laid out in a row of `source_length + target_length`."""
+
+    source: Literal["jsonl", "quora_tsv", "hub", "synthetic"] = "jsonl"
+    path: str = ""  # jsonl: a folder; quora_tsv: a file; hub: a dataset id or a local folder
+    train_files: tuple[str, ...] = ("train*.jsonl",)  # jsonl only: names, patterns, row ranges (data/jsonl.py)
+    valid_file: str = "valid.jsonl"
+    test_file: str = "test.jsonl"
+    columns: tuple[str, str] = ("src", "trg")  # the keys of source and target (jsonl and hub)
+    train_extra_direction: bool = False  # paraphrase: each training pair is used both ways round
+    source_length: int = 32  # positions, the end token included
+    target_length: int = 32
+    normalize: Literal["none", "lower", "bert_basic"] = "bert_basic"
+    workers: int = 0  # grain worker processes; 0 reads in this one
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    kind: Literal["sentencepiece", "bytes"] = "sentencepiece"
+    vocab_size: int = 8192  # an upper bound: a small corpus may hold fewer pieces
+    model: str = ""  # a trained .model file; empty trains one on the training split
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The denoiser. `pattern` names the mixers of consecutive blocks and repeats over `layers`."""
+
+    embedding_dim: int = 128  # e: width of the space the diffusion lives in
+    d_model: int = 512
+    layers: int = 8
+    pattern: tuple[str, ...] = ("mamba2",)  # of "attention", "mamba", "mamba2"
+    direction: Literal["causal", "untied", "tied", "shared"] = "untied"
+    mlp_ratio: float = 4.0  # hidden width of the SwiGLU MLP over d_model, times 2/3; 0 leaves it out
+    dropout: float = 0.0
+    # mixers
+    expand: int = 2  # d_inner = expand * d_model
+    state_dim: int = 64  # n
+    head_dim: int = 64  # p, of Mamba-2 and of attention
+    groups: int = 1  # g, Mamba-2's B/C groups
+    conv_width: int = 4
+    # conditioning
+    modulation: Literal["film", "additive", "adaln_zero"] = "film"  # how t (and the pooled prompt) enter
+    prompt_encoder: Literal["none", "mlp", "mixer", "frozen"] = "none"
+    prompt_layers: int = 2
+    pooled_prompt: bool = False  # the pooled prompt joins t in the modulation
+    context: Literal["clean", "encoder", "none"] = "clean"  # what stands at the source positions:
+    # its clean embeddings (partial noising), the prompt encoder's outputs, or nothing
+    self_conditioning: bool = True
+    head: Literal["tied", "untied"] = "tied"  # rounding / logits head: the embedding table or its own
+    normalize_embeddings: bool = True  # rows of the table rescaled to unit variance per component
+    # compute
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of matmuls; parameters stay float32
+    remat: Literal["none", "full", "dots"] = "none"
+    scan_layers: bool = True
+    implementation: Literal["auto", "reference", "xla", "gpu", "tpu"] = "auto"  # of the scan kernels
+    chunk: int = 64  # SSD chunk length
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """The diffusion process and its loss."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    schedule: Literal["cosine", "sqrt", "linear", "log_snr", "learned"] = "cosine"
+    timesteps: int = 1000  # T: training draws t from {1..T}/T; sampling takes any number of steps up to T
+    noise_scale: float = 1.0  # SNR is divided by its square (log-SNR shift -2 log noise_scale)
+    zero_terminal_snr: bool = False
+    prediction: Literal["x0", "v", "epsilon", "logits"] = "x0"
+    mse_weight: float = 1.0
+    ce_weight: float = 1.0
+    prior_weight: float = 1.0
+    loss_on: Literal["target", "all"] = "target"
+    loss_on_padding: bool = True  # PAD behind the target's end token is learned like any token
+    min_snr_gamma: float = 0.0  # 0: off
+    timestep_sampling: Literal["uniform", "stratified", "importance"] = "stratified"
+    self_condition_prob: float = 0.5
+    condition_dropout: float = 0.0  # > 0 trains the unconditional model that guidance needs
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "linear", "cosine"] = "linear"  # decay after the warm-up, to 0
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-8
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    steps: int = 10_000
+    batch_size: int = 512  # rows a step, over all processes
+    accumulate: int = 1  # microbatches a step; batch_size must be divisible
+    log_every: int = 50
+    sample_every: int = 0  # steps between sample texts in the log; 0: only at the end
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    valid_every: int = 0  # steps between validation losses; 0: only at the end
+    valid_batches: int = 8
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddim"
+    steps: int = 50
+    eta: float = 0.0  # DDIM's share of ancestral noise
+    guidance: float = 1.0  # 1: off; > 1 needs a model trained with condition_dropout
+    clamp_from: float = 1.0  # predictions at t <= clamp_from are rounded to the nearest embedding; 0: never
+    temperature: float = 1.0  # standard deviation of the starting noise
+    num_samples: int = 1
+    batch_size: int = 256  # rows of one compiled call, samples counted
+    early_exit: int = 0  # stop after so many steps without a changed token; 0: never
+    ema: bool = True
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 takes what is left over."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    name: str = "dimba"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    process: ProcessConfig = field(default_factory=ProcessConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message names the key and says what to do."""
+
+
+def from_config_dict(values: Mapping[str, Any]) -> RunConfig:
+    """Builds a checked `RunConfig` from a ConfigDict or from the JSON a checkpoint holds.
+
+    Raises:
+      ConfigError: an unknown key (the nearest known one is named), a value of the wrong type or
+        outside its choices, or settings that contradict each other.
+    """
+    to_plain = getattr(values, "to_dict", None)
+    config = _build(RunConfig, to_plain() if to_plain else values, "config")
+    _check(config)
+    return config
+
+
+def to_config_dict(config: RunConfig):
+    """The `ml_collections.ConfigDict` of a config, locked: what a recipe returns."""
+    import ml_collections
+
+    return ml_collections.ConfigDict(to_dict(config)).lock()
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain, JSON-ready values (tuples stay tuples, which JSON writes as lists)."""
+    return dataclasses.asdict(config)
+
+
+def _build(cls: type, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected a group of settings, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    out = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"{where}.{key} is no setting; did you mean {where}.{near}?")
+        out[key] = _coerce(hints[key], value, f"{where}.{key}")
+    return cls(**out)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ConfigError(f"{where}={value!r}: choose one of {', '.join(map(repr, choices))}")
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (tuple, list)):
+            raise ConfigError(f"{where}={value!r}: expected a list")
+        args = typing.get_args(hint)
+        if len(args) == 2 and args[1] is Ellipsis:
+            args = (args[0],) * len(value)
+        if len(args) != len(value):
+            raise ConfigError(f"{where}={value!r}: expected {len(args)} values")
+        return tuple(_coerce(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    assert not isinstance(origin, types.UnionType)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    return value
+
+
+def _check(c: RunConfig) -> None:
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            raise ConfigError(message)
+
+    m, p, t, s, d = c.model, c.process, c.training, c.sampling, c.data
+    for name, value in {
+        "model.embedding_dim": m.embedding_dim, "model.d_model": m.d_model, "model.layers": m.layers,
+        "model.expand": m.expand, "model.state_dim": m.state_dim, "model.head_dim": m.head_dim,
+        "model.groups": m.groups, "model.conv_width": m.conv_width, "model.chunk": m.chunk,
+        "process.timesteps": p.timesteps, "training.steps": t.steps, "training.batch_size": t.batch_size,
+        "training.accumulate": t.accumulate, "training.log_every": t.log_every,
+        "training.checkpoint_every": t.checkpoint_every, "training.keep_checkpoints": t.keep_checkpoints,
+        "sampling.steps": s.steps, "sampling.num_samples": s.num_samples, "sampling.batch_size": s.batch_size,
+        "data.source_length": d.source_length, "data.target_length": d.target_length,
+    }.items():  # fmt: skip
+        need(value >= 1, f"config.{name}={value}: must be at least 1")
+    for name, value in {
+        "process.self_condition_prob": p.self_condition_prob, "process.condition_dropout": p.condition_dropout,
+        "model.dropout": m.dropout, "optimizer.ema_decay": c.optimizer.ema_decay, "sampling.eta": s.eta,
+        "sampling.clamp_from": s.clamp_from,
+    }.items():  # fmt: skip
+        need(0.0 <= value <= 1.0, f"config.{name}={value}: must lie in [0, 1]")
+    for name, value in {"sampling.temperature": s.temperature, "sampling.early_exit": s.early_exit}.items():
+        need(value >= 0, f"config.{name}={value}: must not be negative")
+    mixers = ("attention", "mamba", "mamba2")
+    need(bool(m.pattern), "config.model.pattern is empty: name at least one mixer")
+    for name in m.pattern:
+        need(name in mixers, f"config.model.pattern holds {name!r}: choose from {', '.join(mixers)}")
+    need(p.noise_scale > 0, f"config.process.noise_scale={p.noise_scale}: must be positive")
+    need(
+        t.batch_size % t.accumulate == 0,
+        f"config.training.batch_size={t.batch_size} is not divisible by accumulate={t.accumulate}",
+    )
+    need(
+        s.steps <= p.timesteps,
+        f"config.sampling.steps={s.steps} exceeds process.timesteps={p.timesteps}: take at most as many",
+    )
+    need(
+        m.context != "encoder" or m.prompt_encoder != "none",
+        "config.model.context='encoder' needs a prompt_encoder other than 'none'",
+    )
+    need(
+        not m.pooled_prompt or m.prompt_encoder != "none",
+        "config.model.pooled_prompt needs a prompt_encoder other than 'none'",
+    )
+    need(
+        m.context != "none" or m.pooled_prompt,
+        "config.model.context='none' without pooled_prompt would never see the source",
+    )
+    need(
+        s.guidance == 1.0 or p.condition_dropout > 0,
+        "config.sampling.guidance other than 1 needs a model trained with process.condition_dropout > 0",
+    )
+    need(
+        not (p.prediction == "epsilon" and p.zero_terminal_snr),
+        "config.process.prediction='epsilon' is undefined at zero terminal SNR: use 'v' or 'x0'",
+    )

@@ -1,0 +1,46 @@
+"""Shared fixtures. JAX runs on eight virtual CPU devices, fixed before anything imports it."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+if "jax" in sys.modules:  # a plugin was earlier: the platform is read from the config by now, the flags are not
+    sys.modules["jax"].config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _data_folder() -> Path | None:
+    """DIMBA_DATA, or the folder shared/data beside the repository; None if there is none."""
+    named = os.environ.get("DIMBA_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if named and not folder.is_dir():
+        raise pytest.UsageError(f"DIMBA_DATA={named}: no such folder")
+    return folder if folder.is_dir() else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "realdata: reads real data; skipped where there is none (set DIMBA_DATA)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if _data_folder() is None:
+        skip = pytest.mark.skip(reason="no real data: set DIMBA_DATA to its folder, or keep it in ../shared/data")
+        for item in items:
+            if item.get_closest_marker("realdata"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real data sets (qqp, qg_squad, …)."""
+    folder = _data_folder()
+    if folder is None:
+        pytest.skip("no real data: set DIMBA_DATA to its folder, or keep it in ../shared/data")
+    return folder
