@@ -32,29 +32,31 @@ from dimba_jax.config import (
 )
 from dimba_jax.recipes import choose, smoke
 
-SMALL = RunConfig(
-    name="diffuseq_qqp_7m",
+MEDIUM = RunConfig(
+    name="diffuseq_qqp",
     data=DataConfig(source_length=32, target_length=32, train_extra_direction=True),
     model=ModelConfig(
-        d_model=256,
-        layers=6,
+        d_model=512,
+        layers=8,
         pattern=("attention",),
         mlp_ratio=4.0,
         modulation="additive",
+        head="untied",
         dtype="bfloat16",
     ),
-    process=ProcessConfig(schedule="sqrt", timesteps=2000, timestep_sampling="importance"),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=500),
-    training=TrainingConfig(steps=10_000, batch_size=512, valid_every=1000, sample_every=2000),
-    sampling=SamplingConfig(sampler="ddim", steps=50, clamp_from=1.0),
+    process=ProcessConfig(schedule="learned", noise_scale=2.0, timesteps=2000, prediction="logits", mse_weight=0.0),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=300),
+    training=TrainingConfig(steps=4000, batch_size=512, valid_every=500, log_every=100),
+    sampling=SamplingConfig(sampler="ddim", steps=20, eta=1.0, clamp_from=1.0),
 )
+SMALL = replace(MEDIUM, name="diffuseq_qqp_7m", model=replace(MEDIUM.model, d_model=256, layers=6, head="tied"))
 LARGE = replace(
-    SMALL,
+    MEDIUM,
     name="diffuseq_qqp_97m",
-    model=replace(SMALL.model, d_model=768, layers=12),
-    optimizer=replace(SMALL.optimizer, learning_rate=3e-4),
+    model=replace(MEDIUM.model, d_model=768, layers=12, head="tied"),
+    optimizer=replace(MEDIUM.optimizer, learning_rate=3e-4),
 )
 
 
 def get_config(arg: str = ""):
-    return choose(arg, {"": SMALL, "7m": SMALL, "97m": LARGE, "smoke": smoke(SMALL)})
+    return choose(arg, {"": MEDIUM, "7m": SMALL, "97m": LARGE, "smoke": smoke(MEDIUM)})
