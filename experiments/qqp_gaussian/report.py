@@ -1,0 +1,58 @@
+"""Prints the tables of this study from results.json and draws its curves from curves.json.
+
+    python experiments/qqp_gaussian/report.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+COLUMNS = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "self_bleu", "div4", "length", "network_calls")
+
+
+def table(rows: list[dict], subset: str) -> str:
+    """A Markdown table of the rows of a subset."""
+    lines = [
+        "| system | MBR | BLEU | ROUGE-L | iBLEU | BLEU-src | dist-1 | self-BLEU | div-4 | length | calls |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["subset"] != subset:
+            continue
+        cells = [format(row["mbr"], "d")]
+        for name in COLUMNS:
+            value = row[name]
+            digits = {"length": ".1f", "network_calls": ".0f"}.get(name, ".4f")
+            cells.append("–" if value is None else format(value, digits))
+        lines.append(f"| {row['system']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(curves: dict[str, dict[str, list[float]]], png: Path) -> None:
+    """Training loss, and validation loss as dots, over steps."""
+    figure, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for name, curve in curves.items():
+        (line,) = axes.plot(curve["step"], curve["loss"], label=name, linewidth=1.4)
+        axes.plot(curve["valid_step"], curve["valid_loss"], "o", color=line.get_color(), markersize=3.5)
+    axes.set(xlabel="step", ylabel="cross-entropy, nats a position", ylim=(0.5, 2.2))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, title="line: training, dots: validation")
+    figure.savefig(png, dpi=130)
+
+
+def main() -> None:
+    rows = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    for subset in ("all", "unseen"):
+        print(f"{subset} rows\n\n{table(rows, subset)}\n")
+    draw(json.loads((HERE / "curves.json").read_text(encoding="utf-8")), HERE / "loss.png")
+
+
+if __name__ == "__main__":
+    main()
