@@ -54,11 +54,6 @@ def test_forms_of_a_chunk_agree_with_reference(form, chunk, reverse):
     assert_agreement(run, partial(selective_scan, **rest, implementation="reference"), arrays, TOLERANCE["float32"])
 
 
-def test_long_sequences_of_few_channels_take_the_associative_form():
-    assert xla.plan(b=1, l=4096, d=256, n=16)[1] == "associative"
-    assert xla.plan(b=512, l=64, d=1024, n=16)[1] == "sequential"
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("mask", "reverse"), [(right_padding, True), (gaps, False)])
 def test_masked_agrees_with_reference(implementation, reverse, mask):
