@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
+RECIPE ?= configs/quickstart.py
 QUICKSTART ?= runs/quickstart
 PROMPT ?= how do i train my parrot to sit in a week?
 PIP_QUIET ?= --quiet
@@ -23,9 +24,9 @@ help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 quickstart: $(BASE) ## Trains, samples and evaluates a small DIMBA on this CPU (5-8 minutes)
-	@echo "==> 1/3 training configs/quickstart.py into $(QUICKSTART): at most 5 minutes on 2 cores."
+	@echo "==> 1/3 training $(RECIPE) into $(QUICKSTART): at most 5 minutes on 2 cores."
 	@echo "    Interrupted, it goes on where it stopped; finished, it is not repeated (make clean-quickstart starts afresh)."
-	@$(BIN)/python -m dimba_jax.train --config=configs/quickstart.py --workdir=$(QUICKSTART)
+	@$(BIN)/python -m dimba_jax.train --config=$(RECIPE) --workdir=$(QUICKSTART)
 	@echo "==> 2/3 evaluating the test split, none of whose pairs was seen in training: about a minute."
 	@$(BIN)/python -m dimba_jax.evaluate --checkpoint=$(QUICKSTART) --split=test --output=$(QUICKSTART)/eval.json
 	@echo "==> 3/3 drawing one sentence from noise to text: seconds."

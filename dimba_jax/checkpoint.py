@@ -16,10 +16,12 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import PyTree
 
+from dimba_jax.errors import UserError
+
 FOLDER = "checkpoints"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that does not fit what it is read into."""
 
 

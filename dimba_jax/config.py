@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dimba_jax.errors import UserError
+
 
 @dataclass(frozen=True)
 class SyntheticConfig:
@@ -169,7 +171,7 @@ class RunConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be run; the message names the key and says what to do."""
 
 
@@ -283,6 +285,11 @@ def _check(c: RunConfig) -> None:
     need(
         not m.pooled_prompt or m.prompt_encoder != "none",
         "config.model.pooled_prompt needs a prompt_encoder other than 'none'",
+    )
+    need(
+        m.direction != "shared" or "mamba" not in m.pattern,
+        "config.model.direction='shared' needs mamba2, which alone has a fused two-direction scan: "
+        "use 'tied' or 'untied' with mamba",
     )
     need(
         m.context != "none" or m.pooled_prompt,

@@ -18,98 +18,45 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
-from dimba_jax.config import ConfigError, DataConfig, RunConfig, SamplingConfig, from_config_dict, to_dict
+from dimba_jax import commandline
+from dimba_jax.config import ConfigError, DataConfig, RunConfig, SamplingConfig, from_config_dict
 from dimba_jax.data.examples import DataError, Example, Split
 from dimba_jax.data.sources import load_split
-from dimba_jax.evals.bertscore import BertScoreError, load_bertscore
+from dimba_jax.evals.bertscore import load_bertscore
 from dimba_jax.evals.records import Record, make_records, read_records
 from dimba_jax.evals.report import ScoredRow, make_report, report_json, score_rows
 from dimba_jax.evals.table import print_table
 
-USER_ERRORS = (
-    flags.Error, ConfigError, DataError, BertScoreError,
-    FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError,
-)  # fmt: skip
-SAMPLING_FLAGS = (
-    "sampler", "steps", "guidance", "clamp_from", "temperature",
-    "num_samples", "batch_size", "eta", "early_exit", "ema",
-)  # fmt: skip
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status. Errors of the user's are one message, without a traceback."""
-    try:
-        options = _parse(sys.argv if argv is None else argv)
-        if options.help:
-            print(f"{__doc__}\n{options.get_help()}")
-            return 0
-        evaluate(options)
-    except USER_ERRORS as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs the command; returns its exit status."""
+    return commandline.run("evaluate", __doc__, _parse, _run, argv)
 
 
-def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
-    """The flags, in a set of their own: the entry modules share names and may live in one process."""
-    values = flags.FlagValues()
-    text = _definer(flags.DEFINE_string, values)
-    integer = _definer(flags.DEFINE_integer, values)
-    number = _definer(flags.DEFINE_float, values)
-    boolean = _definer(flags.DEFINE_bool, values)
-    text("checkpoint", None, "workdir of a trained model")
-    integer("checkpoint_step", None, "step of the checkpoint; the latest unless given")
-    flags.DEFINE_enum("system", "model", ["model", "copy"], "copy: score the sources themselves", flag_values=values)
-    text("samples", None, "score the per-example file (.examples.jsonl) of an earlier evaluation")
-    config_flags.DEFINE_config_file(
-        "config", None, "recipe whose data --system=copy reads", flag_values=values, sys_argv=list(argv)
-    )
-    text("data_path", None, "folder or file of the data, in place of the one in the checkpoint's config")
-    flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "rows to score", flag_values=values)
-    integer("limit", None, "score only the first so many rows", lower_bound=1)
-    boolean("unseen", True, "score the rows that are unseen in training once more (reads the training split)")
-    flags.DEFINE_list("mbr", ["1"], "numbers of samples to choose among, as in 1,3,10", flag_values=values)
-    text("output", None, "where to write the report (JSON)")
-    boolean("bertscore", False, "add BERTScore (needs the package bert-score and its weights)")
-    integer("seed", 0, "seed of the samples")
-    text("sampler", None, "ddpm, ddim or dpmpp; this and the following default to the checkpoint's config")
-    integer("steps", None, "denoising steps")
-    number("guidance", None, "classifier-free guidance; 1 is off")
-    number("clamp_from", None, "round predictions to embeddings at t below this; 0: never")
-    number("temperature", None, "standard deviation of the starting noise")
-    number("eta", None, "DDIM's share of ancestral noise")
-    integer("num_samples", None, "samples of each row; at least the largest --mbr")
-    integer("batch_size", None, "rows of one compiled call")
-    integer("early_exit", None, "stop after so many steps without a changed token; 0: never")
-    boolean("ema", None, "take the averaged parameters")
-    boolean("help", False, "show this help")
-    return values
-
-
-def _definer(define: Any, values: flags.FlagValues):
-    return lambda name, default, help, **more: define(name, default, help, flag_values=values, **more)
+def _run(options: flags.FlagValues) -> None:
+    evaluate(options)
 
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
-    options = _define_flags(argv)
-    try:
-        rest = options(list(argv))[1:]
-        getattr(options.config, "keys", None)  # ml_collections reports a missing file on first use only
-    except flags.IllegalFlagValueError as error:  # ends in the traceback of a recipe that refused its argument
-        raise ConfigError(str(error).strip().splitlines()[-1]) from None
-    except OSError:
-        name = next(text for text in argv if text.startswith(("--config=", "-config=")))
-        raise ConfigError(f"{name}: no such file") from None
-    except (AttributeError, KeyError) as error:
-        raise ConfigError(f"the recipe has no setting {_reason(error)}") from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(_reason(error)) from None
+    define = commandline.Flags()
+    define.text("checkpoint", None, "workdir of a trained model")
+    define.integer("checkpoint_step", None, "step of the checkpoint; the latest unless given")
+    define.choice("system", "model", ["model", "copy"], "copy: score the sources themselves")
+    define.text("samples", None, "score the per-example file (.examples.jsonl) of an earlier evaluation")
+    define.config("recipe whose data --system=copy reads", argv)
+    define.text("data_path", None, "folder or file of the data, in place of the one in the checkpoint's config")
+    define.choice("split", "test", ["train", "valid", "test"], "rows to score")
+    define.integer("limit", None, "score only the first so many rows", lower_bound=1)
+    define.boolean("unseen", True, "score the rows that are unseen in training once more (reads the training split)")
+    define.listing("mbr", ["1"], "numbers of samples to choose among, as in 1,3,10")
+    define.text("output", None, "where to write the report (JSON)")
+    define.boolean("bertscore", False, "add BERTScore (needs the package bert-score and its weights)")
+    define.integer("seed", 0, "seed of the samples")
+    define.sampling()
+    options = define.parse(argv)
     if options.help:
         return options
-    if rest:
-        raise flags.Error(f"unexpected argument {rest[0]!r}: every option is --name=value")
     ways = {
         "--checkpoint=WORKDIR": options.checkpoint is not None,
         "--system=copy": options.system == "copy",
@@ -123,17 +70,11 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     if options.system == "copy" and options.config is None:
         raise flags.Error("--system=copy needs --config=RECIPE, which says where the data is")
     if options.checkpoint is None:
-        idle = [name for name in (*SAMPLING_FLAGS, "checkpoint_step") if options[name].present]
+        idle = list(commandline.given_sampling(options))
+        idle += ["checkpoint_step"] * (options.checkpoint_step is not None)
         if idle:
             raise flags.Error(f"--{idle[0]} only has a meaning with --checkpoint")
     return options
-
-
-def _reason(error: BaseException) -> str:
-    """What ml_collections says, which may be an error inside an error, on one line."""
-    while error.args and isinstance(error.args[0], BaseException):
-        error = error.args[0]
-    return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def evaluate(options: flags.FlagValues) -> dict[str, Any]:
@@ -182,14 +123,10 @@ def _from_samples(options: flags.FlagValues, sizes: Sequence[int]) -> tuple[list
 
 
 def _from_checkpoint(options: flags.FlagValues, sizes: Sequence[int]) -> tuple[list[Record], dict[str, Any]]:
-    from dimba_jax.checkpoint import CheckpointError  # here: wrong options and the copy baseline need no JAX
-    from dimba_jax.sampling.generate import generate
+    from dimba_jax.sampling.generate import generate  # here: wrong options and the copy baseline need no JAX
     from dimba_jax.sampling.load import load
 
-    try:
-        model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
-    except CheckpointError as error:
-        raise ConfigError(f"--checkpoint={options.checkpoint}: {error}") from None
+    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
     config = _with_data_path(model.config, options.data_path)
     settings = _settings(config, options, sizes)
     examples = _examples(config.data, options)
@@ -212,11 +149,10 @@ def _with_data_path(config: RunConfig, path: str | None) -> RunConfig:
 
 
 def _settings(config: RunConfig, options: flags.FlagValues, sizes: Sequence[int]) -> SamplingConfig:
-    """The checkpoint's sampling settings with the given flags in their place, checked."""
-    given = {name: options[name].value for name in SAMPLING_FLAGS if options[name].present}
+    """The sampling settings, with as many samples as the largest choice needs."""
+    given = commandline.given_sampling(options)
     given.setdefault("num_samples", max(*sizes, config.sampling.num_samples))
-    values = to_dict(config)
-    settings = from_config_dict(values | {"sampling": values["sampling"] | given}).sampling
+    settings = commandline.sampling_settings(config, given)
     if settings.num_samples < max(sizes):
         raise ConfigError(f"--num_samples={settings.num_samples} is fewer than --mbr={max(sizes)} chooses among")
     return settings

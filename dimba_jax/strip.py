@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from dimba_jax.checkpoint import CheckpointError
+from dimba_jax import commandline
 from dimba_jax.config import ConfigError
-from dimba_jax.data.examples import DataError
 
 if TYPE_CHECKING:
     from dimba_jax.sampling.load import LoadedModel
 
 STAGES = 6
-USER_ERRORS = (flags.Error, ConfigError, CheckpointError, DataError, OSError)
 
 
 def draw_strip(model: LoadedModel, prompt: str, png: str | Path, *, stages: int = STAGES, seed: int = 0) -> str:
@@ -51,45 +49,37 @@ def draw_strip(model: LoadedModel, prompt: str, png: str | Path, *, stages: int 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status. An error of the user's is one message, without a traceback."""
-    try:
-        options = _parse(sys.argv if argv is None else argv)
-        if options.help:
-            print(f"{__doc__}\n{options.get_help()}")
-            return 0
-        from dimba_jax.data.sources import load_split
-        from dimba_jax.sampling.load import load
+    """Runs the command; returns its exit status."""
+    return commandline.run("strip", __doc__, _parse, _run, argv)
 
-        model = load(options.checkpoint)
-        prompt = options.prompt if options.prompt is not None else load_split(model.config.data, "test")[0].source
-        if not prompt.strip():
-            raise ConfigError("--prompt is empty: give it some text, or leave it out")
-        print(draw_strip(model, prompt, options.output, stages=options.stages, seed=options.seed), end="")
-    except USER_ERRORS as error:
-        print(f"strip: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def _run(options: flags.FlagValues) -> None:
+    from dimba_jax.data.sources import load_split
+    from dimba_jax.sampling.load import load
+
+    model = load(options.checkpoint)
+    prompt = options.prompt if options.prompt is not None else load_split(model.config.data, "test")[0].source
+    if not prompt.strip():
+        raise ConfigError("--prompt is empty: give it some text, or leave it out")
+    print(draw_strip(model, prompt, options.output, stages=options.stages, seed=options.seed), end="")
 
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()  # a set of its own: the entry modules may live in one process
-    flags.DEFINE_string("checkpoint", None, "workdir of a trained model", flag_values=values)
-    flags.DEFINE_string("output", None, "the PNG file to write", flag_values=values)
-    flags.DEFINE_string("prompt", None, "the prompt; the first of the test split unless given", flag_values=values)
-    flags.DEFINE_integer("stages", STAGES, "stages to show", flag_values=values)
-    flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=values)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
-    rest = values(list(argv))[1:]
-    if values.help:
-        return values
-    if rest:
-        raise flags.Error(f"unexpected argument {rest[0]!r}: every option is --name=value")
+    define = commandline.Flags()
+    define.text("checkpoint", None, "workdir of a trained model")
+    define.text("output", None, "the PNG file to write")
+    define.text("prompt", None, "the prompt; the first of the test split unless given")
+    define.integer("stages", STAGES, "stages to show")
+    define.integer("seed", 0, "seed of the noise")
+    options = define.parse(argv)
+    if options.help:
+        return options
     for name in ("checkpoint", "output"):
-        if values[name].value is None:
+        if options[name].value is None:
             raise flags.Error(f"--{name} is missing: python -m dimba_jax.strip --checkpoint=WORKDIR --output=FILE.png")
-    if not Path(values.output).absolute().parent.is_dir():
-        raise flags.Error(f"--output={values.output}: there is no folder {Path(values.output).absolute().parent}")
-    return values
+    if not Path(options.output).absolute().parent.is_dir():
+        raise flags.Error(f"--output={options.output}: there is no folder {Path(options.output).absolute().parent}")
+    return options
 
 
 if __name__ == "__main__":

@@ -13,62 +13,40 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
-from dimba_jax.config import ConfigError, from_config_dict
+from dimba_jax import commandline
+from dimba_jax.config import from_config_dict
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit status: 0 also after SIGTERM, 130 after Ctrl-C, 1 on a user's error."""
+    """Runs the command; returns its exit status: 0 also after SIGTERM, 130 after Ctrl-C."""
     argv = sys.argv if argv is None else argv
-    try:
-        options = _parse(argv)
-        if options.help:
-            print(f"{__doc__}\n{options.get_help()}")
-            return 0
-        config = from_config_dict(options.config)
-    except (flags.Error, ConfigError, OSError) as error:
-        return _failed(error)
+    return commandline.run("train", __doc__, _parse, lambda options: _run(options, argv), argv)
+
+
+def _run(options: flags.FlagValues, command: Sequence[str]) -> int:
+    config = from_config_dict(options.config)
 
     # only now, so that a mistyped flag is answered at once
-    from dimba_jax.checkpoint import CheckpointError
-    from dimba_jax.data.examples import DataError
     from dimba_jax.parallel import maybe_initialize_distributed
     from dimba_jax.training.loop import train
-    from dimba_jax.training.report import TrainingDiverged
 
     maybe_initialize_distributed()
-    try:
-        outcome = train(config, options.workdir, command=argv)
-    except (ConfigError, DataError, CheckpointError, TrainingDiverged, OSError) as error:
-        return _failed(error)
+    outcome = train(config, options.workdir, command=command)
     return 130 if outcome.interrupted == signal.SIGINT else 0
 
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
-    values = flags.FlagValues()  # a set of its own: the entry modules may live in one process
-    config_flags.DEFINE_config_file(
-        "config", None, "recipe, as in configs/qqp.py:smoke", flag_values=values, sys_argv=list(argv)
-    )
-    flags.DEFINE_string("workdir", None, "folder for checkpoints and logs", flag_values=values)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
-    try:
-        rest = values(list(argv))[1:]
-    except (AttributeError, KeyError) as error:  # a --config.key that the recipe lacks; the text names the nearest
-        raise ConfigError(f"--config has no such key: {' '.join(str(error.args[0]).split())}") from None
-    if values.help:
-        return values
-    if rest:
-        raise flags.Error(f"unexpected argument {rest[0]!r}: every option is --name=value")
+    define = commandline.Flags()
+    define.config("recipe, as in configs/qqp.py:smoke", argv)
+    define.text("workdir", None, "folder for checkpoints and logs")
+    options = define.parse(argv)
+    if options.help:
+        return options
     for name in ("config", "workdir"):
-        if values[name].value is None:
+        if options[name].value is None:
             raise flags.Error(f"--{name} is missing: python -m dimba_jax.train --config=RECIPE --workdir=FOLDER")
-    return values
-
-
-def _failed(error: Exception) -> int:
-    print(f"train: {error}", file=sys.stderr)
-    return 1
+    return options
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The type checker that tests put behind jaxtyping: array shapes and dtypes, and nothing else.
 
-Everything but arrays is pyright's business. Dataclasses are left out, because a pytree may hold anything
-while JAX takes it apart (placeholders, axes added by vmap).
+Everything but arrays is pyright's business. NumPy's arrays pass for JAX's, as JAX takes them too. Dataclasses
+are left out, because a pytree may hold anything while JAX takes it apart (placeholders, axes added by vmap).
 """
 
 import functools
@@ -11,7 +11,10 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import AbstractArray
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import AbstractArray, PRNGKeyArray
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,9 +42,12 @@ def _demand(value: Any, hint: Any, name: str) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     if inspect.isclass(hint) and issubclass(hint, AbstractArray):
-        return isinstance(value, hint)
+        stands_in = isinstance(value, np.ndarray) and hint.array_type is jax.Array
+        return isinstance(jnp.asarray(value) if stands_in else value, hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if hint == PRNGKeyArray:
+            return True  # one key, or one a row
         arrays = [arg for arg in args if _holds_arrays(arg)]
         return not arrays or not hasattr(value, "shape") or any(_fits(value, arg) for arg in arrays)
     if origin is tuple and isinstance(value, tuple) and len(args) == len(value) and Ellipsis not in args:

@@ -202,7 +202,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, model, monkeypatch, capsys):
 
     monkeypatch.setattr(sys.modules["dimba_jax.sampling.load"], "load", load)
     assert run("--checkpoint=W", f"--output={tmp_path}/x.json") == 2
-    assert capsys.readouterr().err == "evaluate: --checkpoint=W: params.table has shape (3,)\n"
+    assert capsys.readouterr().err == "evaluate: params.table has shape (3,)\n"
 
 
 def test_too_few_samples_in_a_file(tmp_path, model, capsys):

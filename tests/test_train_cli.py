@@ -64,7 +64,7 @@ def test_a_mistake_is_answered_in_one_line(recipe, tmp_path, capsys, arguments, 
     places = {"RECIPE": str(recipe), "WORKDIR": str(tmp_path / "run")}
     for name, place in places.items():
         arguments = [argument.replace(name, place) for argument in arguments]
-    assert train.main(["train", *arguments]) == 1
+    assert train.main(["train", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("train: ") and expected in error and "Traceback" not in error
 

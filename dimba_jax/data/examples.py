@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dimba_jax.errors import UserError
+
 Split = Literal["train", "valid", "test"]
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """Data that cannot be used; the message says where it is and what to do."""
 
 

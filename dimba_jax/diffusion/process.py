@@ -21,8 +21,15 @@ class Noised(NamedTuple):
 class Process(Protocol):
     """Corruption, its prior, its loss, and how a network's output becomes a clean estimate."""
 
-    timesteps: int
-    prediction: str
+    @property
+    def timesteps(self) -> int:
+        """T: times lie on the grid {1..T}/T."""
+        ...
+
+    @property
+    def prediction(self) -> str:
+        """What the network puts out: x0, v, epsilon or logits."""
+        ...
 
     def prior(self, keys: PRNGKeyArray, shape: tuple[int, int]) -> Float[Array, "b l e"]:
         """Latents at t=1 of shape (b, *shape); a row depends on its own key alone."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from dimba_jax.errors import UserError
+
 MODEL = "microsoft/deberta-xlarge-mnli"
 
 
-class BertScoreError(RuntimeError):
+class BertScoreError(UserError, RuntimeError):
     """The package or the weights of BERTScore cannot be had."""
 
 

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.conditioning import NORMS, PlainNorm
+from dimba_jax.models.linear import Linear
 from dimba_jax.models.mixers.build import make_mixer
-from dimba_jax.models.mixers.core import linear
 
 
 class SwiGLU(nnx.Module):
@@ -19,8 +19,8 @@ class SwiGLU(nnx.Module):
     def __init__(self, config: ModelConfig, *, residual_scale: float, rngs: nnx.Rngs):
         # two thirds of the ratio, so that three matrices hold as many weights as two would
         hidden = max(8, 8 * round(config.mlp_ratio * config.d_model * 2 / 3 / 8))
-        self.in_proj = linear(config.d_model, 2 * hidden, config, rngs=rngs)
-        self.out_proj = linear(hidden, config.d_model, config, scale=residual_scale, rngs=rngs)
+        self.in_proj = Linear(config.d_model, 2 * hidden, config, rngs=rngs)
+        self.out_proj = Linear(hidden, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         gate, up = jnp.split(self.in_proj(x), 2, axis=-1)

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dimba_jax.config import ModelConfig
+from dimba_jax.models.linear import Linear
 from dimba_jax.models.norm import RMSNorm
 
 TIME_SCALE = 1000.0  # the network sees t in [0, 1] as DDPM's thousand steps
@@ -27,9 +28,8 @@ class TimeEmbedding(nnx.Module):
         if config.d_model % 2:
             raise ValueError(f"config.model.d_model={config.d_model}: must be even")
         self.size = config.d_model
-        dtype = jnp.dtype(config.dtype)
-        self.hidden = nnx.Linear(self.size, self.size, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(self.size, self.size, dtype=dtype, rngs=rngs)
+        self.hidden = Linear(self.size, self.size, config, bias=True, rngs=rngs)
+        self.out = Linear(self.size, self.size, config, bias=True, rngs=rngs)
 
     def __call__(self, t: Float[Array, " b"], pooled: Float[Array, "b c"] | None = None) -> Float[Array, "b c"]:
         c = self.out(jax.nn.silu(self.hidden(sinusoidal(TIME_SCALE * t, self.size)))).astype(jnp.float32)
@@ -49,7 +49,7 @@ class PlainNorm(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(config.d_model)
 
-    def __call__(self, h: Float[Array, "b l d"], c: None) -> tuple[Float[Array, "b l d"], None]:
+    def __call__(self, h: Float[Array, "b l d"], c: Float[Array, "b c"] | None) -> tuple[Float[Array, "b l d"], None]:
         return self.norm(h), None
 
 
@@ -94,10 +94,8 @@ class AdaLNZeroNorm(nnx.Module):
 NORMS = {"film": FilmNorm, "additive": AdditiveNorm, "adaln_zero": AdaLNZeroNorm}
 
 
-def _zero_linear(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> nnx.Linear:
-    zeros = nnx.initializers.zeros
-    dtype = jnp.dtype(config.dtype)
-    return nnx.Linear(config.d_model, parts * config.d_model, dtype=dtype, kernel_init=zeros, rngs=rngs)
+def _zero_linear(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> Linear:
+    return Linear(config.d_model, parts * config.d_model, config, bias=True, scale=0.0, rngs=rngs)
 
 
 def _parts(modulation: Float[Array, "b _"], parts: int) -> list[Float[Array, "b 1 d"]]:

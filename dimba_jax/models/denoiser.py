@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.conditioning import TimeEmbedding
-from dimba_jax.models.embeddings import OutputLinear, TiedRounding, TokenTable, UntiedRounding
+from dimba_jax.models.embeddings import TiedRounding, TokenTable, UntiedRounding
+from dimba_jax.models.linear import Linear
 from dimba_jax.models.norm import RMSNorm
 from dimba_jax.models.prompt import PromptEncoder
 from dimba_jax.models.stack import Stack
@@ -56,18 +57,20 @@ class Denoiser(nnx.Module):
         self.output = output
         e, d = config.embedding_dim, config.d_model
         self.tokens = TokenTable(vocab_size, config, rngs=rngs)
-        self.in_proj = OutputLinear(2 * e if config.self_conditioning else e, d, config, rngs=rngs)
+        self.in_proj = Linear(2 * e if config.self_conditioning else e, d, config, bias=True, exact=True, rngs=rngs)
         if config.context != "none":
             self.segments = nnx.Param(0.02 * jax.random.normal(rngs.params(), (2, d)))
         self.time = TimeEmbedding(config, rngs=rngs)
-        self.prompt = None if config.prompt_encoder == "none" else PromptEncoder(vocab_size, config, rngs=rngs)
+        # without a way into the network (the ablation of both) an encoder would be dead weight
+        enters = config.prompt_encoder != "none" and (config.pooled_prompt or config.context == "encoder")
+        self.prompt = PromptEncoder(vocab_size, config, rngs=rngs) if enters else None
         self.stack = Stack(config, config.layers, rngs=rngs)
         self.norm = RMSNorm(d)
         untied = config.head == "untied"
         if untied and output == "logits":
-            self.out_proj, self.rounding = OutputLinear(d, vocab_size, config, rngs=rngs), None
+            self.out_proj, self.rounding = Linear(d, vocab_size, config, bias=True, exact=True, rngs=rngs), None
         else:
-            self.out_proj = OutputLinear(d, e, config, rngs=rngs)
+            self.out_proj = Linear(d, e, config, bias=True, exact=True, rngs=rngs)
             self.rounding = (UntiedRounding if untied else TiedRounding)(vocab_size, config, rngs=rngs)
 
     def table(self) -> Float[Array, "v e"]:

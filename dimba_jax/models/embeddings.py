@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from dimba_kernels.ssd.matmul import matmul
 from flax import nnx
 from jaxtyping import Array, Float
 
 from dimba_jax.config import ModelConfig
+from dimba_jax.models.linear import Linear, contract
 
 
 class TokenTable(nnx.Module):
@@ -38,27 +38,15 @@ class TiedRounding(nnx.Module):
         self.dtype = jnp.dtype(config.dtype)
 
     def __call__(self, x: Float[Array, "b l e"], table: Float[Array, "v e"]) -> Float[Array, "b l v"]:
-        x = (x * jnp.exp(self.log_scale[...])).astype(self.dtype)
-        return matmul("ble,ve->blv", x, table.astype(self.dtype)) + self.bias[...]
+        x = x * jnp.exp(self.log_scale[...])
+        return contract(x, table.T, self.dtype, exact=True) + self.bias[...]
 
 
 class UntiedRounding(nnx.Module):
     """Logits from an embedding by a matrix of their own."""
 
     def __init__(self, vocab_size: int, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.linear = OutputLinear(config.embedding_dim, vocab_size, config, rngs=rngs)
+        self.linear = Linear(config.embedding_dim, vocab_size, config, bias=True, exact=True, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l e"], table: Float[Array, "v e"]) -> Float[Array, "b l v"]:
         return self.linear(x)
-
-
-class OutputLinear(nnx.Module):
-    """x kernel + bias. Operands may be bfloat16, in the backward pass too; sums and results are float32."""
-
-    def __init__(self, inputs: int, outputs: int, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros(outputs))
-        self.dtype = jnp.dtype(config.dtype)
-
-    def __call__(self, x: Float[Array, "b l i"]) -> Float[Array, "b l o"]:
-        return matmul("bli,io->blo", x.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[...]

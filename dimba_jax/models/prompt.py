@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.embeddings import TokenTable
-from dimba_jax.models.mixers.core import linear
+from dimba_jax.models.linear import Linear
 from dimba_jax.models.norm import RMSNorm
 from dimba_jax.models.stack import Stack
 
@@ -20,9 +20,8 @@ class MLPEncoder(nnx.Module):
     """A two-layer MLP on the embedding of each position."""
 
     def __init__(self, vocab_size: int, config: ModelConfig, *, rngs: nnx.Rngs):
-        dtype = jnp.dtype(config.dtype)
-        self.hidden = nnx.Linear(config.embedding_dim, config.d_model, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(config.d_model, config.d_model, dtype=dtype, rngs=rngs)
+        self.hidden = Linear(config.embedding_dim, config.d_model, config, bias=True, rngs=rngs)
+        self.out = Linear(config.d_model, config.d_model, config, bias=True, rngs=rngs)
 
     def __call__(
         self,
@@ -38,7 +37,7 @@ class MixerEncoder(nnx.Module):
     """`config.prompt_layers` blocks of the backbone's kind, without time, and a norm."""
 
     def __init__(self, vocab_size: int, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.in_proj = linear(config.embedding_dim, config.d_model, config, rngs=rngs)
+        self.in_proj = Linear(config.embedding_dim, config.d_model, config, rngs=rngs)
         self.stack = Stack(config, config.prompt_layers, conditioned=False, rngs=rngs)
         self.norm = RMSNorm(config.d_model)
 
@@ -64,7 +63,7 @@ class FrozenEncoder(nnx.Module):
         self.graph, state = nnx.split((table, encoder))
         self.paths = tuple(path for path, _ in nnx.to_flat_state(state))
         self.frozen = nnx.Dict({_name(path): variable for path, variable in nnx.to_flat_state(state)})
-        self.adapter = linear(config.d_model, config.d_model, config, rngs=rngs)
+        self.adapter = Linear(config.d_model, config.d_model, config, rngs=rngs)
 
     def __call__(
         self,
@@ -116,8 +115,7 @@ class PromptEncoder(nnx.Module):
         self.encoder = _ENCODERS[config.prompt_encoder](vocab_size, config, rngs=rngs)
         self.pooled = config.pooled_prompt
         if self.pooled:
-            dtype = jnp.dtype(config.dtype)
-            self.pool = nnx.Linear(config.d_model, config.d_model, dtype=dtype, rngs=rngs)
+            self.pool = Linear(config.d_model, config.d_model, config, bias=True, rngs=rngs)
             self.null = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.d_model,)))
 
     def __call__(

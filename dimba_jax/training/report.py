@@ -13,6 +13,7 @@ from dimba_jax import parallel
 from dimba_jax.data.pipeline import valid_batches
 from dimba_jax.data.rows import Rows, encode_split
 from dimba_jax.data.sources import load_split
+from dimba_jax.errors import UserError
 from dimba_jax.progress import Progress
 from dimba_jax.sampling.generate import generate
 from dimba_jax.sampling.load import LoadedModel, from_parts
@@ -27,7 +28,7 @@ SAMPLE_PROMPTS = 4
 VALID_KEY = 1  # seeds the draws of every validation, so that two of them differ by their parameters alone
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError, RuntimeError):
     """A loss or gradient that is not finite; the message names the step, its rows and the last checkpoint."""
 
 

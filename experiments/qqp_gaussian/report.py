@@ -1,6 +1,6 @@
 """Prints the tables of this study from results.json and draws its curves from curves.json.
 
-    python experiments/qqp_gaussian/report.py
+python experiments/qqp_gaussian/report.py
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ L = LS + LT
 CONFIG = ModelConfig(
     embedding_dim=E, d_model=16, layers=2, head_dim=8, state_dim=4, mlp_ratio=1.0, chunk=4, prompt_layers=1
 )
+TINY = dict(pattern=("attention",), layers=1, mlp_ratio=0.0)
 VARIANTS = {
     "dimba": dict(prompt_encoder="mixer", pooled_prompt=True),
     "encoder_context": dict(prompt_encoder="mlp", context="encoder", modulation="additive"),
@@ -27,21 +28,17 @@ VARIANTS = {
 }
 
 
+def build(output="embedding", **settings):
+    config = dataclasses.replace(CONFIG, **settings)
+    return Denoiser(config, vocab_size=V, source_length=LS, target_length=LT, output=output, rngs=nnx.Rngs(0))
+
+
 @functools.cache
-def make(output="embedding", noise=0.1, **settings):
-    """A denoiser whose zero-initialised weights have moved, so that everything matters."""
-
-    def build():
-        config = dataclasses.replace(CONFIG, **settings)
-        model = Denoiser(
-            config, vocab_size=V, source_length=LS, target_length=LT, output=output, rngs=nnx.Rngs(0)
-        )
-        leaves, treedef = jax.tree.flatten(model)
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        moved = [p + noise * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-        return jax.tree.unflatten(treedef, moved)
-
-    return jax.jit(build)()
+def make(output="embedding", **settings):
+    """A denoiser of random parameters, none of them zero, so that everything matters."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: build(output, **settings))
+    return jax.tree.map(lambda p: jnp.asarray(0.4 * rng.standard_normal(p.shape, np.float32)), shapes)
 
 
 def batch():
@@ -74,42 +71,43 @@ def predict(model, z, t, condition, self_condition=None):
     return model(z, t, condition, self_condition=self_condition)
 
 
+@jax.jit
+def train(model, tokens, target, valid, keep):
+    """Condition, prediction, and the gradient of a loss that asks something of every output."""
+
+    def loss(model):
+        z = jnp.where(target[..., None], noise(), model.embed(tokens))
+        condition = model.encode(tokens, target, valid, keep)
+        back = 0.1 * z if model.config.self_conditioning else None
+        y = model(z, TIMES, condition, self_condition=back)
+        return jnp.sum(jnp.sin(model.round(y))[:, LS:]) + jnp.sum(jnp.sin(3 * y)), (condition, y)
+
+    gradients, (condition, y) = jax.grad(loss, has_aux=True)(model)
+    return condition, y, gradients
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shapes_leaks_and_gradients(variant):
-    settings = VARIANTS[variant]
-    model = make(**settings)
+    model = make(**VARIANTS[variant])
     tokens, target, valid = batch()
     keep = np.asarray([True, True, False])
-    condition = encode(model, tokens, target, valid, keep)
-    prediction = predict(model, noise(), TIMES, condition)
+    condition, prediction, gradients = train(model, tokens, target, valid, keep)
     assert prediction.shape == (3, L, E) and prediction.dtype == jnp.float32
     assert np.isfinite(prediction).all()
 
     # the prompt encoder never sees the target
-    other = np.where(target, (tokens + 7) % V, tokens)
-    for a, b in zip(jax.tree.leaves(condition), jax.tree.leaves(encode(model, other, target, valid, keep)), strict=True):
+    other, _, _ = train(model, np.where(target, (tokens + 7) % V, tokens), target, valid, keep)
+    for a, b in zip(jax.tree.leaves(condition), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(a, b)
 
     # the source matters where it is kept, and not where it is withheld
-    other = np.where(target, tokens, (tokens + 7) % V)
-
-    def at_target(tokens):
-        z = np.where(target[..., None], noise(), np.asarray(model.table())[tokens])
-        y = predict(model, z, TIMES, encode(model, tokens, target, valid, keep))
-        return np.asarray(y)[:, LS:]
-
-    changed = np.abs(at_target(tokens) - at_target(other)).max(axis=(1, 2))
+    _, moved, _ = train(model, np.where(target, tokens, (tokens + 7) % V), target, valid, keep)
+    changed = np.abs(moved - prediction)[:, LS:].max(axis=(1, 2))
     assert (changed[:2] > 1e-5).all() and changed[2] == 0
 
-    def loss(model):
-        z = jnp.where(target[..., None], noise(), model.embed(tokens))
-        back = 0.1 * z if model.config.self_conditioning else None
-        y = model(z, TIMES, model.encode(tokens, target, valid, keep), self_condition=back)
-        return jnp.sum(jnp.sin(model.round(y))[:, LS:]) + jnp.sum(jnp.sin(3 * y))
-
-    gradients = jax.tree_util.tree_flatten_with_path(jax.jit(jax.grad(loss))(model))[0]
-    dead = [jax.tree_util.keystr(path) for path, g in gradients if not np.abs(g).max() > 0]
-    frozen = [jax.tree_util.keystr(path) for path, _ in gradients if "frozen" in jax.tree_util.keystr(path)]
+    named = [(jax.tree_util.keystr(path), g) for path, g in jax.tree_util.tree_flatten_with_path(gradients)[0]]
+    dead = [name for name, g in named if not np.abs(g).max() > 0]
+    frozen = [name for name, _ in named if "frozen" in name]
     assert dead == frozen
     assert bool(frozen) == (variant == "frozen")
 
@@ -130,13 +128,20 @@ def test_padding_of_the_source_is_never_seen_and_that_of_the_target_always():
 
 
 def test_time_and_self_condition_matter():
-    model = make()
+    model = make(**TINY)
     condition = encode(model, *batch())
     z = noise()
     base = predict(model, z, TIMES, condition)
     assert not np.allclose(base, predict(model, z, TIMES + np.float32(0.05), condition), atol=1e-4)
     assert not np.allclose(base, predict(model, z, TIMES, condition, noise(9)), atol=1e-3)
     np.testing.assert_allclose(base, predict(model, z, TIMES, condition, np.zeros_like(z)), atol=1e-6)
+
+
+def test_a_prompt_encoder_that_enters_nowhere_is_not_built():
+    """Turning `pooled_prompt` off in a recipe of clean context leaves no parameters behind."""
+    ablated = jax.eval_shape(lambda: build(prompt_encoder="mixer", pooled_prompt=False))
+    plain = jax.eval_shape(lambda: build(prompt_encoder="none"))
+    assert jax.tree.structure(nnx.state(ablated)) == jax.tree.structure(nnx.state(plain))
 
 
 def test_without_context_the_source_positions_are_zero():
@@ -148,7 +153,7 @@ def test_without_context_the_source_positions_are_zero():
 
 @pytest.mark.parametrize("head", ["tied", "untied"])
 def test_logits_output(head):
-    model = make("logits", head=head)
+    model = make("logits", head=head, **TINY)
     logits = predict(model, noise(), TIMES, encode(model, *batch()))
     assert logits.shape == (3, L, V) and logits.dtype == jnp.float32
     if head == "untied":
@@ -157,7 +162,7 @@ def test_logits_output(head):
 
 
 def test_rounding_returns_the_token_an_embedding_stands_for():
-    model = make(noise=0.0)
+    model = jax.jit(lambda: build(**TINY))()
     tokens = np.arange(V)[None]
     table = np.asarray(model.table())
     np.testing.assert_allclose((table**2).mean(-1), 1.0, rtol=1e-5)
@@ -165,7 +170,7 @@ def test_rounding_returns_the_token_an_embedding_stands_for():
     np.testing.assert_array_equal(np.argmax(model.round(embedded), -1), tokens)
     expected = np.asarray(embedded) @ table.T / np.sqrt(E)
     np.testing.assert_allclose(model.round(embedded), expected, atol=1e-5)
-    drawn = np.asarray(make(noise=0.0, normalize_embeddings=False).table())
+    drawn = np.asarray(jax.jit(lambda: build(**TINY, normalize_embeddings=False).table())())
     assert abs(drawn.std() - 1) < 0.2 and np.ptp((drawn**2).mean(-1)) > 0.1
 
 
@@ -188,32 +193,27 @@ def test_frozen_encoder_takes_outside_weights():
 @pytest.mark.parametrize("pattern", ["mamba2", "mamba", "attention"])
 def test_bfloat16_is_near_float32(pattern):
     """Matmuls in bfloat16; parameters, prediction and gradients stay float32."""
-    exact, rough = (make(pattern=(pattern,), dtype=dtype) for dtype in ("float32", "bfloat16"))
-    condition = encode(exact, *batch())
-    a, b = (np.asarray(predict(m, noise(), TIMES, condition)) for m in (exact, rough))
-    assert b.dtype == np.float32 and 0 < np.abs(a - b).mean() < 0.05 * np.abs(a).mean()
-
-    @jax.jit
-    def gradients(model):
-        loss = lambda m: jnp.mean(m.round(m(noise(), TIMES, condition)) ** 2)  # noqa: E731
-        return jax.tree.leaves(jax.grad(loss)(model))
-
-    for x, y in zip(gradients(exact), gradients(rough), strict=True):
+    tokens, target, valid = batch()
+    settings = dict(pattern=(pattern,), layers=1, direction="causal")
+    exact, rough = (train(make(dtype=d, **settings), tokens, target, valid, KEEP) for d in ("float32", "bfloat16"))
+    assert 0 < np.abs(exact[1] - rough[1]).mean() < 0.05 * np.abs(exact[1]).mean()
+    for x, y in zip(jax.tree.leaves(exact[2]), jax.tree.leaves(rough[2]), strict=True):
         assert y.dtype == jnp.float32
-        assert np.linalg.norm(x - y) <= 0.15 * np.linalg.norm(x) + 1e-4
+        # the loss is steep on purpose; a gradient that is wrong, not rough, is off by its own size
+        assert np.linalg.norm(x - y) <= 0.5 * np.linalg.norm(x) + 1e-3
 
 
 def test_rows_of_another_length_are_refused():
-    model = make()
+    model = make(**TINY)
     condition = encode(model, *batch())
     with pytest.raises(ValueError, match="rows of 9 positions: this model takes 5 of source and 6 of target"):
         model(noise()[:, :9], TIMES, condition)
     with pytest.raises(ValueError, match="self_conditioning is False"):
-        make(self_conditioning=False)(noise(), TIMES, condition, self_condition=noise())
+        make(**TINY, self_conditioning=False)(noise(), TIMES, condition, self_condition=noise())
 
 
 def test_parameters_are_counted_and_all_alike():
-    model = make(mlp_ratio=0.0, layers=1, pattern=("attention",), modulation="additive", self_conditioning=False)
+    model = make(**TINY, modulation="additive", self_conditioning=False)
     d = 16
     attention = 4 * d * d + d + d * d + d  # projections, norm, modulation
     time = 2 * (d * d + d)

@@ -83,7 +83,7 @@ def test_what_a_position_sees(name, direction):
 @pytest.mark.parametrize("direction", ["untied", "tied"])
 def test_two_directions_are_two_mixers_added(name, direction):
     mixer, x = make(name, direction), inputs()
-    ahead, back = (jax.tree.map(np.asarray, make(name, "causal")) for _ in range(2))
+    ahead, back = (jax.tree.map(jnp.asarray, make(name, "causal")) for _ in range(2))
     w, v = np.asarray(mixer.in_proj.kernel[...]), np.asarray(mixer.out_proj.kernel[...])
     halves = [(w, v), (w, v)]
     if direction == "untied":

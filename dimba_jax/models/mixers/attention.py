@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.mixers.core import ScanState, linear
+from dimba_jax.models.linear import Linear
+from dimba_jax.models.mixers.core import ScanState
 
 ROTARY_BASE = 10_000.0
 
@@ -29,8 +30,8 @@ class Attention(nnx.Module):
             )
         self.heads = config.d_model // config.head_dim
         self.causal = causal
-        self.in_proj = linear(config.d_model, 3 * config.d_model, config, rngs=rngs)
-        self.out_proj = linear(config.d_model, config.d_model, config, scale=residual_scale, rngs=rngs)
+        self.in_proj = Linear(config.d_model, 3 * config.d_model, config, rngs=rngs)
+        self.out_proj = Linear(config.d_model, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
         self,

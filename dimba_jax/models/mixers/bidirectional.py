@@ -11,7 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.mixers.core import Core, linear
+from dimba_jax.models.linear import Linear
+from dimba_jax.models.mixers.core import Core
 from dimba_jax.models.mixers.mamba2 import Mamba2Core
 
 
@@ -25,8 +26,8 @@ class Untied(nnx.Module):
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.forward = core(config, rngs=rngs)
         self.backward = core(config, rngs=rngs)
-        self.in_proj = linear(config.d_model, 2 * self.forward.projected, config, rngs=rngs)
-        self.out_proj = linear(2 * self.forward.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
+        self.in_proj = Linear(config.d_model, 2 * self.forward.projected, config, rngs=rngs)
+        self.out_proj = Linear(2 * self.forward.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, state: None = None, *, reverse: bool = False
@@ -44,8 +45,8 @@ class Tied(nnx.Module):
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.forward = core(config, rngs=rngs)
         self.backward = core(config, rngs=rngs)
-        self.in_proj = linear(config.d_model, self.forward.projected, config, rngs=rngs)
-        self.out_proj = linear(self.forward.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
+        self.in_proj = Linear(config.d_model, self.forward.projected, config, rngs=rngs)
+        self.out_proj = Linear(self.forward.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, state: None = None, *, reverse: bool = False
@@ -70,8 +71,8 @@ class Shared(nnx.Module):
                 "config.model.direction='shared' needs mamba2: use pattern=('mamba2',), or direction 'tied' or 'untied'"
             )
         self.core = core(config, rngs=rngs)
-        self.in_proj = linear(config.d_model, self.core.projected, config, rngs=rngs)
-        self.out_proj = linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
+        self.in_proj = Linear(config.d_model, self.core.projected, config, rngs=rngs)
+        self.out_proj = Linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, state: None = None, *, reverse: bool = False

@@ -11,10 +11,12 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from dimba_kernels import Implementation
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from dimba_jax.config import ModelConfig
+from dimba_jax.models.linear import Linear
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # the step sizes a fresh core starts from, log-uniform
 
@@ -62,8 +64,8 @@ class Causal(nnx.Module):
 
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.core = core(config, rngs=rngs)
-        self.in_proj = linear(config.d_model, self.core.projected, config, rngs=rngs)
-        self.out_proj = linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
+        self.in_proj = Linear(config.d_model, self.core.projected, config, rngs=rngs)
+        self.out_proj = Linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
         self,
@@ -75,18 +77,6 @@ class Causal(nnx.Module):
     ) -> tuple[Float[Array, "b l d"], ScanState]:
         y, state = self.core(self.in_proj(x), mask, state, reverse=reverse)
         return self.out_proj(y), state
-
-
-def linear(inputs: int, outputs: int, config: ModelConfig, *, scale: float = 1.0, rngs: nnx.Rngs) -> nnx.Linear:
-    """A bias-free projection in the compute dtype; standard deviation scale / sqrt(inputs)."""
-    return nnx.Linear(
-        inputs,
-        outputs,
-        use_bias=False,
-        dtype=jnp.dtype(config.dtype),
-        kernel_init=nnx.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal"),
-        rngs=rngs,
-    )
 
 
 def init_dt_bias(size: int, rngs: nnx.Rngs) -> nnx.Param:
@@ -103,6 +93,6 @@ def init_conv(size: int, width: int, rngs: nnx.Rngs) -> tuple[nnx.Param, nnx.Par
     return nnx.Param(weights), nnx.Param(jax.random.uniform(rngs.params(), (size,), minval=-bound, maxval=bound))
 
 
-def kernel_choice(config: ModelConfig) -> str | None:
+def kernel_choice(config: ModelConfig) -> Implementation | None:
     """The `implementation` argument of the scan kernels: None lets them pick the best there is."""
     return None if config.implementation == "auto" else config.implementation

@@ -6,12 +6,13 @@ import math
 
 import jax
 import jax.numpy as jnp
-from dimba_kernels import causal_conv1d, selective_scan
+from dimba_kernels import Implementation, causal_conv1d, selective_scan
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.mixers.core import ScanState, init_conv, init_dt_bias, kernel_choice, linear
+from dimba_jax.models.linear import Linear
+from dimba_jax.models.mixers.core import ScanState, init_conv, init_dt_bias, kernel_choice
 
 
 class MambaCore(nnx.Module):
@@ -26,11 +27,11 @@ class MambaCore(nnx.Module):
         self.projected = 2 * self.inner
         self.rank = math.ceil(config.d_model / 16)
         self.state_dim = config.state_dim
-        self.implementation = kernel_choice(config)
+        self.implementation: Implementation | None = kernel_choice(config)
         self.conv, self.conv_bias = init_conv(self.inner, config.conv_width, rngs)
-        self.x_proj = linear(self.inner, self.rank + 2 * self.state_dim, config, rngs=rngs)
+        self.x_proj = Linear(self.inner, self.rank + 2 * self.state_dim, config, rngs=rngs)
         # the standard deviation of Mamba's uniform ±1/sqrt(rank)
-        self.dt_proj = linear(self.rank, self.inner, config, scale=3**-0.5, rngs=rngs)
+        self.dt_proj = Linear(self.rank, self.inner, config, scale=3**-0.5, rngs=rngs)
         self.dt_bias = init_dt_bias(self.inner, rngs)
         self.A_log = nnx.Param(jnp.log(jnp.tile(jnp.arange(1.0, self.state_dim + 1), (self.inner, 1))))
         self.D = nnx.Param(jnp.ones(self.inner))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from dimba_kernels import causal_conv1d, ssd, ssd_bidirectional
+from dimba_kernels import Implementation, causal_conv1d, ssd, ssd_bidirectional
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -41,7 +41,7 @@ class Mamba2Core(nnx.Module):
         self.conv_size = self.inner + 2 * self.groups * self.state_dim
         self.projected = self.inner + self.conv_size + self.heads
         self.chunk = config.chunk
-        self.implementation = kernel_choice(config)
+        self.implementation: Implementation | None = kernel_choice(config)
         self.conv, self.conv_bias = init_conv(self.conv_size, config.conv_width, rngs)
         self.dt_bias = init_dt_bias(self.heads, rngs)
         self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (self.heads,), minval=1.0, maxval=16.0)))

@@ -1,0 +1,56 @@
+"""The notebooks: stored without outputs, and run from top to bottom on the CPU."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+def test_outputs_are_stripped(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs, f"{path.name}: a cell holds outputs; clear them before committing: {cell.source!r}"
+            assert cell.execution_count is None, f"{path.name}: a cell holds a run number: {cell.source!r}"
+
+
+def test_runs_from_the_checkout(path, monkeypatch):
+    """In smoke mode, as somebody runs it who opened it in its folder of an uninstalled checkout."""
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    environment = {
+        "DIMBA_SMOKE": "1",
+        "JAX_PLATFORMS": "cpu",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")]),
+    }
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # the tests' virtual devices
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    )
+    client.execute()
+
+    shown = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    pictures = [output for output in shown if "image/png" in output.get("data", {})]
+    text = "".join(output.get("text", "") for output in shown)
+    assert len(pictures) == 2, "expected the losses and the denoising strip"
+    assert "(cpu)" in text and "t = 1.00" in text and "t = 0.00" in text
+    assert "read back from" in text
