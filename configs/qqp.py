@@ -6,12 +6,18 @@
 DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl. Without --config.data.path the run stops and
 names the other ways to get the data.
 
-Hardware: one H200 (or another GPU with bfloat16); meant for ten minutes. Time and score: not measured yet.
+Hardware: one H200 (or another GPU with bfloat16). Measured there: 8.0 minutes of training (9.2 with start-up and
+compilation), 68.7M parameters, 285k positions a second. All 2,500 test rows: BLEU .189, iBLEU .105; MBR over ten
+samples .214 and .118; copying the source .262 and .010. More in experiments/qqp_gaussian.
 
 Variants:
   :smoke   the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 
-Ablations, one flag each:
+Ablations:
+  --config.process.schedule=cosine --config.process.noise_scale=4
+                                          the paper's schedule, its noise scaled up (.173 against .182, see experiments)
+  --config.process.prediction=x0 --config.process.mse_weight=1 --config.model.head=tied
+                                          x0 itself is predicted; squared error and rounding cross-entropy
   --config.model.pooled_prompt=False      the prompt no longer joins t in the modulation
   --config.model.context=encoder          the prompt encoder's outputs stand at the source positions
   --config.model.modulation=additive      or adaln_zero, in place of FiLM
@@ -48,7 +54,7 @@ FULL = RunConfig(
         dtype="bfloat16",
     ),
     # The network predicts tokens, and their mean embedding is the estimate of x0. With plain cosine noise most
-    # of t is trivial, so the schedule is warped until the loss grows evenly along t; its base is cosine.
+    # of t is trivial; a learned schedule is warped until the loss grows evenly along t.
     process=ProcessConfig(schedule="learned", noise_scale=2.0, prediction="logits", mse_weight=0.0),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=300),
     training=TrainingConfig(steps=4000, batch_size=512, valid_every=500, log_every=100),

@@ -8,7 +8,13 @@ or, step by step,
     python -m dimba_jax.evaluate --checkpoint=runs/quickstart --split=test --output=runs/quickstart/eval.json
     python -m dimba_jax.strip --checkpoint=runs/quickstart --output=runs/quickstart/denoising_strip.png
 
-Hardware: 2 CPU cores; at most 5 minutes of training. Time and score: not measured yet.
+Hardware: 2 CPU cores. Measured on such a machine while it did other work: 16 s to compile, 4:45 of training,
+14 s to sample the 600 test pairs, none of them seen in training: BLEU .675, iBLEU .528; copying the source
+scores .088 and -.130.
+
+What sized it, per step of 64 pairs, in milliseconds of CPU over both cores (XLA, jax 0.10.2): this model 171;
+layers scanned 202; two untied directions instead of one shared scan 356; attention in place of Mamba-2 110.
+No single operation takes more than a tenth of it. A token predictor on a learned schedule reads .40 after 600 steps.
 
 Variants:
   :smoke   the same with a few seconds of training, for tests; its samples are not worth reading
