@@ -1,5 +1,5 @@
 # Every target works on a fresh clone with Python 3.11 or later and make; nothing has to be done first.
-# Another Python: make test PYTHON=python3.12. Another machine: make quickstart JAX_PLATFORMS=cuda.
+# Another Python: make test PYTHON=python3.12.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,6 +10,8 @@ PROMPT ?= how do i train my parrot to sit in a week?
 PIP_QUIET ?= --quiet
 
 export JAX_PLATFORMS ?= cpu
+# XLA's CPU backend allocates its temporaries afresh at every step; in huge pages that costs half the time (glibc 2.35)
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 BIN := $(VENV)/bin
 BASE := $(VENV)/.ready
@@ -26,7 +28,8 @@ help: ## Lists the targets
 quickstart: $(BASE) ## Trains, samples and evaluates a small DIMBA on this CPU (5-8 minutes)
 	@echo "==> 1/3 training $(RECIPE) into $(QUICKSTART): at most 5 minutes on 2 cores."
 	@echo "    Interrupted, it goes on where it stopped; finished, it is not repeated (make clean-quickstart starts afresh)."
-	@$(BIN)/python -m dimba_jax.train --config=$(RECIPE) --workdir=$(QUICKSTART)
+	@$(BIN)/python -m dimba_jax.train --config=$(RECIPE) --workdir=$(QUICKSTART) || \
+	  { echo "    (the run of an older recipe? make clean-quickstart)" >&2; exit 1; }
 	@echo "==> 2/3 evaluating the test split, none of whose pairs was seen in training: about a minute."
 	@$(BIN)/python -m dimba_jax.evaluate --checkpoint=$(QUICKSTART) --split=test --output=$(QUICKSTART)/eval.json
 	@echo "==> 3/3 drawing one sentence from noise to text: seconds."
@@ -35,7 +38,7 @@ quickstart: $(BASE) ## Trains, samples and evaluates a small DIMBA on this CPU (
 	@echo "    Ask it something:  $(BIN)/python -m dimba_jax.sample --checkpoint=$(QUICKSTART) --prompt=\"$(PROMPT)\""
 
 test: $(DEV) ## Runs the fast tests on the CPU (minutes on 2 cores)
-	@echo "==> tests, $(JOBS) at a time"
+	@echo "==> tests, $(JOBS) at a time: some ten minutes on 2 cores"
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" --durations=10 $(ARGS)
 
 lint: $(DEV) ## Checks style and formatting (seconds)

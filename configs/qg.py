@@ -5,7 +5,8 @@
 
 DIR holds DiffuSeq's Quasar-T split as train.jsonl, valid.jsonl and test.jsonl (src: passage, trg: question),
 or another set in that form: with SQuAD's sentences, name the files, as in
---config.data.train_files="('nqg_dev.jsonl',)" --config.data.valid_file=nqg_test.jsonl
+--config.data.train_files="('nqg_dev.jsonl[:-500]',)" --config.data.valid_file="nqg_dev.jsonl[-500:]"
+--config.data.test_file=nqg_test.jsonl
 
 Hardware: one H200 (or another GPU with bfloat16). Time and score: not measured yet.
 

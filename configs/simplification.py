@@ -4,7 +4,8 @@
     python -m dimba_jax.evaluate --checkpoint=runs/simple --split=test --mbr=1,3,10 --output=runs/simple/eval.json
 
 DIR holds DiffuSeq's Wiki-Auto split as train.jsonl, valid.jsonl and test.jsonl. A row's target may be a list of
-references, as in ASSET, where they stand under another key: --config.data.columns="('src', 'refs')"
+references; where a row has `refs`, as ASSET's do, they are taken. One file can serve all splits:
+--config.data.train_files="('asset_valid.jsonl[:1800]',)" --config.data.valid_file="asset_valid.jsonl[1800:]"
 
 Hardware: one H200 (or another GPU with bfloat16). Time and score: not measured yet.
 Copying the source is a strong baseline in this task too: read iBLEU beside BLEU.

@@ -147,8 +147,8 @@ class Checkpoints:
         return step
 
     def _read_json(self, name: str, step: int | None) -> dict[str, Any]:
-        args = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
-        return self._manager.restore(self._resolve(step), args=args)[name]
+        step = self._resolve(step)  # before the manager, which creates the folder, is asked for
+        return self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.JsonRestore()}))[name]
 
     def _check(self, step: int, wanted: Mapping[str, dict[str, Any]]) -> None:
         """Compares names, shapes and dtypes before anything is read: orbax's own report is long and partial."""

@@ -1,6 +1,7 @@
 """What the entry modules share: flags in a set of their own, sampling options, and errors on one line.
 
-A command's exit status is 0, or 2 for what its user can mend: a wrong option, setting, file or row of data.
+A command's exit status is 0, 2 for what its user can mend (a wrong option, setting, file or row of data), 130 after
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -83,8 +85,10 @@ class Flags:
                 getattr(values.config, "keys", None)  # ml_collections reports a missing file on first use only
         except flags.IllegalFlagValueError as error:  # ends in the traceback of a recipe that refused its argument
             raise ConfigError(str(error).strip().splitlines()[-1].removeprefix(_CONFIG_ERROR)) from None
-        except OSError:
-            name = next(text for text in argv if text.startswith(("--config=", "-config=")))
+        except OSError as error:
+            if "No such file" not in str(error):
+                raise
+            name = next((text for text in argv if text.startswith(("--config=", "-config="))), "--config")
             raise ConfigError(f"{name}: no such file") from None
         except (AttributeError, KeyError) as error:
             raise ConfigError(f"the recipe has no setting {_reason(error)}") from None
@@ -126,6 +130,25 @@ def run(
     except (flags.Error, UserError, OSError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{command}: stopped", file=sys.stderr)
+        return 130
+
+
+def output_file(name: str, suffix: str | None = None) -> Path:
+    """The place of --output, found fit before the work rather than after it.
+
+    Raises:
+      ConfigError: it is a folder, lies in none, or ends in another suffix.
+    """
+    path = Path(name)
+    if path.is_dir():
+        raise ConfigError(f"--output={path} is a folder: name a file")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--output={path}: there is no folder {path.absolute().parent}; create it first")
+    if suffix is not None and path.suffix != suffix:
+        raise ConfigError(f"--output={path}: expected a name that ends in {suffix}")
+    return path
 
 
 def _reason(error: BaseException) -> str:

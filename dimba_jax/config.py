@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dimba_jax.errors import UserError
+from dimba_jax.config_checks import check
+from dimba_jax.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class DataConfig:
     train_files: tuple[str, ...] = ("train*.jsonl",)  # jsonl only: names, patterns, row ranges (data/jsonl.py)
     valid_file: str = "valid.jsonl"
     test_file: str = "test.jsonl"
-    columns: tuple[str, str] = ("src", "trg")  # the keys of source and target (jsonl and hub)
+    columns: tuple[str, str] = (
+        "src",
+        "trg",
+    )  # keys of source and target (jsonl, hub); a row's `refs`, if any, are taken
+    # as its targets
     train_extra_direction: bool = False  # paraphrase: each training pair is used both ways round
     source_length: int = 32  # positions, the end token included
     target_length: int = 32
@@ -70,6 +75,7 @@ class ModelConfig:
     conv_width: int = 4
     # conditioning
     modulation: Literal["film", "additive", "adaln_zero"] = "film"  # how t (and the pooled prompt) enter
+    # "frozen" keeps the random weights it starts with unless FrozenEncoder.load gives it others
     prompt_encoder: Literal["none", "mlp", "mixer", "frozen"] = "none"
     prompt_layers: int = 2
     pooled_prompt: bool = False  # the pooled prompt joins t in the modulation
@@ -116,7 +122,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.98
     epsilon: float = 1e-8
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # of the whole gradient; 0: off
     ema_decay: float = 0.999
 
 
@@ -171,10 +177,6 @@ class RunConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
-class ConfigError(UserError, ValueError):
-    """A configuration that cannot be run; the message names the key and says what to do."""
-
-
 def from_config_dict(values: Mapping[str, Any]) -> RunConfig:
     """Builds a checked `RunConfig` from a ConfigDict or from the JSON a checkpoint holds.
 
@@ -184,7 +186,7 @@ def from_config_dict(values: Mapping[str, Any]) -> RunConfig:
     """
     to_plain = getattr(values, "to_dict", None)
     config = _build(RunConfig, to_plain() if to_plain else values, "config")
-    _check(config)
+    check(config)
     return config
 
 
@@ -238,68 +240,3 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise ConfigError(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
     return value
-
-
-def _check(c: RunConfig) -> None:
-    def need(ok: bool, message: str) -> None:
-        if not ok:
-            raise ConfigError(message)
-
-    m, p, t, s, d = c.model, c.process, c.training, c.sampling, c.data
-    for name, value in {
-        "model.embedding_dim": m.embedding_dim, "model.d_model": m.d_model, "model.layers": m.layers,
-        "model.expand": m.expand, "model.state_dim": m.state_dim, "model.head_dim": m.head_dim,
-        "model.groups": m.groups, "model.conv_width": m.conv_width, "model.chunk": m.chunk,
-        "process.timesteps": p.timesteps, "training.steps": t.steps, "training.batch_size": t.batch_size,
-        "training.accumulate": t.accumulate, "training.log_every": t.log_every,
-        "training.checkpoint_every": t.checkpoint_every, "training.keep_checkpoints": t.keep_checkpoints,
-        "sampling.steps": s.steps, "sampling.num_samples": s.num_samples, "sampling.batch_size": s.batch_size,
-        "data.source_length": d.source_length, "data.target_length": d.target_length,
-    }.items():  # fmt: skip
-        need(value >= 1, f"config.{name}={value}: must be at least 1")
-    for name, value in {
-        "process.self_condition_prob": p.self_condition_prob, "process.condition_dropout": p.condition_dropout,
-        "model.dropout": m.dropout, "optimizer.ema_decay": c.optimizer.ema_decay, "sampling.eta": s.eta,
-        "sampling.clamp_from": s.clamp_from,
-    }.items():  # fmt: skip
-        need(0.0 <= value <= 1.0, f"config.{name}={value}: must lie in [0, 1]")
-    for name, value in {"sampling.temperature": s.temperature, "sampling.early_exit": s.early_exit}.items():
-        need(value >= 0, f"config.{name}={value}: must not be negative")
-    mixers = ("attention", "mamba", "mamba2")
-    need(bool(m.pattern), "config.model.pattern is empty: name at least one mixer")
-    for name in m.pattern:
-        need(name in mixers, f"config.model.pattern holds {name!r}: choose from {', '.join(mixers)}")
-    need(p.noise_scale > 0, f"config.process.noise_scale={p.noise_scale}: must be positive")
-    need(
-        t.batch_size % t.accumulate == 0,
-        f"config.training.batch_size={t.batch_size} is not divisible by accumulate={t.accumulate}",
-    )
-    need(
-        s.steps <= p.timesteps,
-        f"config.sampling.steps={s.steps} exceeds process.timesteps={p.timesteps}: take at most as many",
-    )
-    need(
-        m.context != "encoder" or m.prompt_encoder != "none",
-        "config.model.context='encoder' needs a prompt_encoder other than 'none'",
-    )
-    need(
-        not m.pooled_prompt or m.prompt_encoder != "none",
-        "config.model.pooled_prompt needs a prompt_encoder other than 'none'",
-    )
-    need(
-        m.direction != "shared" or "mamba" not in m.pattern,
-        "config.model.direction='shared' needs mamba2, which alone has a fused two-direction scan: "
-        "use 'tied' or 'untied' with mamba",
-    )
-    need(
-        m.context != "none" or m.pooled_prompt,
-        "config.model.context='none' without pooled_prompt would never see the source",
-    )
-    need(
-        s.guidance == 1.0 or p.condition_dropout > 0,
-        "config.sampling.guidance other than 1 needs a model trained with process.condition_dropout > 0",
-    )
-    need(
-        not (p.prediction == "epsilon" and p.zero_terminal_snr),
-        "config.process.prediction='epsilon' is undefined at zero terminal SNR: use 'v' or 'x0'",
-    )

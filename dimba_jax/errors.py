@@ -1,5 +1,9 @@
-"""The root of the errors that a user can mend."""
+"""The errors that a user can mend."""
 
 
 class UserError(Exception):
     """A wrong setting, file, row or prompt: the message names it and says what to do. Commands print it alone."""
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be run; the message names the key and says what to do."""

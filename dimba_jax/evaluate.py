@@ -11,7 +11,6 @@ Files that are there already are replaced once the evaluation has succeeded.
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from dimba_jax.evals.bertscore import load_bertscore
 from dimba_jax.evals.records import Record, make_records, read_records
 from dimba_jax.evals.report import ScoredRow, make_report, report_json, score_rows
 from dimba_jax.evals.table import print_table
+from dimba_jax.files import write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,10 +83,7 @@ def evaluate(options: flags.FlagValues) -> dict[str, Any]:
     Raises:
       ConfigError, DataError, FileNotFoundError: what the user can mend, with a message that says how.
     """
-    output = Path(options.output)
-    if output.is_dir():
-        raise IsADirectoryError(f"--output={output} is a folder: name a file")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = commandline.output_file(options.output)
     sizes = _mbr_sizes(options.mbr)
     bertscore = load_bertscore() if options.bertscore else None  # before hours of sampling
     if options.checkpoint is not None:
@@ -176,20 +173,12 @@ def _training_texts(data: DataConfig, options: flags.FlagValues) -> list[str] | 
 
 
 def _write(report: dict[str, Any], rows: Sequence[ScoredRow], output: Path) -> None:
-    """Writes both files beside their places, then moves them there: an old report is whole or replaced."""
+    """Writes the report and, beside it, a line for each example."""
     texts = {
         output.with_name(f"{output.stem}.examples.jsonl"): "".join(row.to_line() + "\n" for row in rows),
         output: report_json(report),
     }
-    drafts = {path.with_name(f".{path.name}.{os.getpid()}.partial"): path for path in texts}
-    try:
-        for draft, path in drafts.items():
-            draft.write_text(texts[path], encoding="utf-8")
-        for draft, path in drafts.items():
-            os.replace(draft, path)
-    finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+    write_whole(texts)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise ConfigError(f"config.mesh ({shown}) does not fit the {len(devices)} devices found: {devices[0].platform}")
+    for axis in ("tensor", "sequence"):
+        if sizes[axis] > 1:
+            raise ConfigError(f"config.mesh.{axis}={sizes[axis]}: nothing is split over it yet; use config.mesh.data")
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 

@@ -37,7 +37,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self._started = self._last_line = self._clock()
         of = "" if self.total is None else f" of {self.total:,}"
-        self._line(f"{self.count:,}{of}, starting" if self._initial else f"starting{of}")
+        self._line(f"starting, {self.count:,}{of}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None):
@@ -103,6 +103,12 @@ def progress(
     terminal = shown_on.isatty() and sys.stdout.isatty()
     enabled = enabled and _is_first_process()
     return Progress(total, description, initial, shown_on, bar=terminal, enabled=enabled, clock=clock)
+
+
+def announce(text: str) -> None:
+    """A line on standard error, from the first process."""
+    if _is_first_process():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _is_first_process() -> bool:

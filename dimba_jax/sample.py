@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from absl import flags
 
 from dimba_jax import commandline
 from dimba_jax.data.examples import DataError
+from dimba_jax.files import write_whole
 
 STAGES = 6  # of a trajectory
 
@@ -59,8 +59,7 @@ def _run(options: flags.FlagValues) -> None:
     rows = [{"src": options.prompt}] if options.prompt is not None else _read(Path(options.input))
     if not str(rows[0]["src"]).strip():
         raise DataError("--prompt is empty: give it some text")
-    if options.output is not None:
-        _check_output(Path(options.output))
+    output = None if options.output is None else commandline.output_file(options.output)
 
     from dimba_jax.sampling.generate import generate  # here: --help and wrong options need no JAX
     from dimba_jax.sampling.load import load
@@ -70,7 +69,7 @@ def _run(options: flags.FlagValues) -> None:
     stages = min(STAGES, settings.steps + 1) if options.show_trajectory else 0
     prompts = [row["src"] for row in rows]
     found = generate(model, prompts, settings, seed=options.seed, progress=options.input is not None, stages=stages)
-    if options.output is None:
+    if output is None:
         for line in _stage_lines(found[0].trajectory, settings.steps):
             print(line)
         print(*found[0].texts, sep="\n")
@@ -78,7 +77,7 @@ def _run(options: flags.FlagValues) -> None:
     lines = [
         json.dumps(row | {"samples": list(of.texts)}, ensure_ascii=False) for row, of in zip(rows, found, strict=True)
     ]
-    _write(Path(options.output), lines)
+    write_whole({output: "".join(line + "\n" for line in lines)})
 
 
 def _stage_lines(trajectory: Sequence[str], steps: int) -> list[str]:
@@ -112,21 +111,6 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise DataError(f"{path} holds no prompts: expected a JSON object with the key src on each line")
     return rows
-
-
-def _check_output(path: Path) -> None:
-    """Finds out before the sampling, not after it, that its result has no place to go."""
-    if path.is_dir():
-        raise IsADirectoryError(f"--output={path} is a folder: name a file")
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output={path}: there is no folder {path.absolute().parent}; create it first")
-
-
-def _write(path: Path, lines: Sequence[str]) -> None:
-    """Writes beside the place and moves it there: an older file is whole or replaced."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(draft, path)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,10 @@ STAGES = 6
 def draw_strip(model: LoadedModel, prompt: str, png: str | Path, *, stages: int = STAGES, seed: int = 0) -> str:
     """Samples one text for the prompt, draws its stages, and returns them as text.
 
-    A stage's label is the noise that is left: t = 1.00 is noise alone, t = 0.00 the finished text.
+    A stage's label is the time that is left: t = 1.00 is noise alone, t = 0.00 the finished text.
 
     Raises:
-      ConfigError: fewer than two stages, or more than the sampler passes through.
-      ValueError: an empty prompt.
+      ConfigError: fewer than two stages, or more than the sampler passes through; an empty prompt.
     """
     from dimba_jax.plots import denoising_strip, strip_text
     from dimba_jax.sampling.generate import generate
@@ -54,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: flags.FlagValues) -> None:
+    output = commandline.output_file(options.output, suffix=".png")
+
     from dimba_jax.data.sources import load_split
     from dimba_jax.sampling.load import load
 
@@ -61,7 +62,7 @@ def _run(options: flags.FlagValues) -> None:
     prompt = options.prompt if options.prompt is not None else load_split(model.config.data, "test")[0].source
     if not prompt.strip():
         raise ConfigError("--prompt is empty: give it some text, or leave it out")
-    print(draw_strip(model, prompt, options.output, stages=options.stages, seed=options.seed), end="")
+    print(draw_strip(model, prompt, output, stages=options.stages, seed=options.seed), end="")
 
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -77,8 +78,6 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     for name in ("checkpoint", "output"):
         if options[name].value is None:
             raise flags.Error(f"--{name} is missing: python -m dimba_jax.strip --checkpoint=WORKDIR --output=FILE.png")
-    if not Path(options.output).absolute().parent.is_dir():
-        raise flags.Error(f"--output={options.output}: there is no folder {Path(options.output).absolute().parent}")
     return options
 
 

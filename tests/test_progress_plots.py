@@ -34,7 +34,7 @@ def test_log_lines_every_ten_seconds():
             clock.now += 1.0
             bar.update(10, loss=3.0 - step / 100, tokens_per_s=16384.0)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "train: starting of 1,000"
+    assert lines[0] == "train: starting, 0 of 1,000"
     assert lines[1] == "train: 100/1,000 (10%), loss 2.91, tokens/s 16.4k, 10 a second, 1:30 left"
     assert lines[-1] == "train: done: 1,000/1,000 (100%), loss 2.01, tokens/s 16.4k, 1:40"
     assert len(lines) == 12
@@ -47,7 +47,7 @@ def test_resumed_work_counts_on_but_its_rate_does_not():
         clock.now += 10.0
         bar.update(10)
     assert stream.getvalue().splitlines()[:2] == [
-        "train: 50 of 100, starting",
+        "train: starting, 50 of 100",
         "train: 60/100 (60%), 1 a second, 0:40 left",
     ]
 
@@ -103,7 +103,7 @@ def test_unknown_total():
     with progress(None, "read", stream=stream, clock=clock) as bar:
         clock.now += 20
         bar.update(40)
-    assert stream.getvalue().splitlines() == ["read: starting", "read: 40, 2 a second", "read: done: 40, 0:20"]
+    assert stream.getvalue().splitlines() == ["read: starting, 0", "read: 40, 2 a second", "read: done: 40, 0:20"]
 
 
 def write_metrics(path: Path, lines: list[dict]) -> Path:

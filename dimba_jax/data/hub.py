@@ -40,7 +40,7 @@ def _open(path: str) -> Any:
     try:
         import datasets
     except ImportError:
-        raise DataError("source='hub' needs the package datasets: pip install 'dimba-jax[hub]'") from None
+        raise DataError("source='hub' needs the package datasets: pip install -e '.[hub]'") from None
     folder = Path(path)
     try:
         if (folder / "dataset_dict.json").is_file():

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from dimba_jax.config import DataConfig
+from dimba_jax.data.examples import DataError
 from dimba_jax.data.rows import Batch, DataReport, Rows, encode_prompts, encode_split
 from dimba_jax.data.tokenizers import Tokenizer
 
@@ -38,13 +39,14 @@ class TrainIterator:
         if batch_size % process_count:
             raise ValueError(f"batch_size={batch_size} must be divisible by the {process_count} processes")
         self.report = report
+        self._data = rows.fingerprint()
         self._workers = workers
         order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
         share = order[process_index::process_count].batch(
             batch_size // process_count, drop_remainder=True, batch_fn=np.asarray
         )
         self._batches = share.map(rows.batch)
-        self.set_state({"next_index": 0})
+        self.set_state({"next_index": 0, "data": self._data})
 
     def __iter__(self) -> Self:
         return self
@@ -56,12 +58,21 @@ class TrainIterator:
         self._next_index += 1
         return batch
 
-    def get_state(self) -> dict[str, int]:
-        """JSON-ready: how many batches have been drawn."""
-        return {"next_index": self._next_index}
+    def get_state(self) -> dict[str, Any]:
+        """JSON-ready: how many batches have been drawn, and of which rows."""
+        return {"next_index": self._next_index, "data": self._data}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on after the batches that had been drawn when `get_state` gave this state."""
+        """Goes on after the batches that had been drawn when `get_state` gave this state.
+
+        Raises:
+          DataError: it is of other rows.
+        """
+        if state["data"] != self._data:
+            raise DataError(
+                "the training rows are not those this run began with: give config.data.path its first value, or a "
+                "fresh --workdir"
+            )
         self._next_index = int(state["next_index"])
         self._iterator: Iterator[Batch] | None = None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-from absl import logging
 from jaxtyping import Bool, Int
 
 from dimba_jax.config import DataConfig
@@ -16,6 +16,7 @@ from dimba_jax.data.examples import DataError, Example, Split
 from dimba_jax.data.normalize import normalize
 from dimba_jax.data.sources import load_split
 from dimba_jax.data.tokenizers import EOS, PAD, Tokenizer
+from dimba_jax.progress import announce
 
 
 class Batch(TypedDict):
@@ -60,6 +61,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def fingerprint(self) -> str:
+        """A digest of the rows and their order."""
+        digest = hashlib.sha256(self.tokens.tobytes())
+        digest.update(np.stack([self.source_used, self.target_used]).tobytes())
+        return digest.hexdigest()[:16]
+
     def batch(self, indices: Sequence[int] | Int[np.ndarray, " b"]) -> Batch:
         at = np.asarray(indices)
         position = np.arange(self.tokens.shape[1])
@@ -83,7 +90,7 @@ def encode_split(config: DataConfig, tokenizer: Tokenizer, split: Split) -> tupl
       DataError: see `load_split`; or no training row fits.
     """
     rows, report = encode_examples(load_split(config, split), config, tokenizer, split)
-    logging.info("%s", report)
+    announce(f"data: {report}")
     return rows, report
 
 

@@ -17,7 +17,7 @@ config.data.path is not set, and this recipe reads its pairs from disk. Choose o
      QQP split in this form (github.com/Shark-NLP/DiffuSeq):  --config.data.path=FOLDER
   2. Quora's own release, quora_duplicate_questions.tsv; the same split is cut out of it:
        --config.data.source=quora_tsv --config.data.path=FILE
-  3. A dataset of the Hugging Face hub (pip install 'dimba-jax[hub]'):
+  3. A dataset of the Hugging Face hub (pip install -e '.[hub]'):
        --config.data.source=hub --config.data.path=OWNER/NAME --config.data.columns="('SOURCE', 'TARGET')"
   4. No data at hand: --config=configs/quickstart.py generates its own, nothing is downloaded."""
 

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from absl import logging
-
 from dimba_jax.config import RunConfig
 from dimba_jax.data.examples import DataError
 from dimba_jax.data.normalize import normalize
 from dimba_jax.data.sources import load_split
+from dimba_jax.files import write_whole
+from dimba_jax.progress import announce
 
 PAD, EOS, UNK = 0, 1, 2
 SPECIALS = 3
@@ -153,11 +153,10 @@ def make_tokenizer(config: RunConfig, workdir: str | Path | None = None) -> Toke
                 f"or keep it on purpose with --config.tokenizer.model={path}"
             )
         return _load(path)
-    logging.info("training a tokenizer of at most %d pieces on %d texts", vocab_size, len(texts))
+    announce(f"training a tokenizer of at most {vocab_size:,} pieces on {len(texts):,} texts")
     tokenizer = SentencePieceTokenizer(train_sentencepiece(texts, vocab_size))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(origin_path, json.dumps(origin, indent=1).encode())
-    _write(path, tokenizer.model)
+    write_whole({origin_path: json.dumps(origin, indent=1).encode(), path: tokenizer.model})
     return tokenizer
 
 
@@ -232,10 +231,3 @@ def _fingerprint(texts: Sequence[str]) -> str:
     for text in texts:
         digest.update(text.encode("utf-8") + b"\n")
     return digest.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all, should several processes share the workdir."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -136,7 +136,9 @@ class Gaussian:
 
     def total(self, losses: dict[str, Float[Array, "b l"]]) -> Float[Array, "b l"]:
         """mse, ce and prior with the config's weights."""
-        return self.mse_weight * losses["mse"] + self.ce_weight * losses["ce"] + self.prior_weight * losses["prior"]
+        weights = {"mse": self.mse_weight, "ce": self.ce_weight, "prior": self.prior_weight}
+        terms = [weight * losses[name] for name, weight in weights.items() if weight]  # one of 0 costs no gradient
+        return sum(terms[1:], terms[0])
 
     def weights(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
         """min(SNR, gamma), the min-SNR weight of an error in x0 (Hang et al. 2023, eq. 8); 1 if gamma is 0.
@@ -146,6 +148,10 @@ class Gaussian:
         if self.min_snr_gamma == 0.0:
             return jnp.ones_like(t)
         return jnp.minimum(jnp.exp(self.level(t).log_snr), self.min_snr_gamma)
+
+    def at_rest(self) -> Gaussian:
+        """The process with the schedule that a learned one started from: the same noise at t for every checkpoint."""
+        return dataclasses.replace(self, schedule=self.schedule.at_rest())
 
     def update(self, t: Float[Array, " b"], loss: Float[Array, " b"]) -> Gaussian:
         """The process with its schedule after having seen these losses; the same one if the schedule is fixed."""

@@ -72,7 +72,11 @@ class Process(Protocol):
         ...
 
     def weights(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
-        """The weight of a row's whole loss at its time."""
+        """The weight of a row's squared error at its time."""
+        ...
+
+    def at_rest(self) -> Self:
+        """The process as it is before any `update`: its noise at t is the same throughout training."""
         ...
 
     def update(self, t: Float[Array, " b"], loss: Float[Array, " b"]) -> Self:

@@ -66,7 +66,11 @@ class Schedule:
         return t
 
     def update(self, t: Float[Array, " b"], loss: Float[Array, " b"]) -> Schedule:
-        """The schedule after having seen these rows' unweighted losses."""
+        """The schedule after having seen these rows' losses."""
+        return self
+
+    def at_rest(self) -> Schedule:
+        """The schedule before any update."""
         return self
 
 
@@ -220,6 +224,9 @@ class Learned(Schedule):
         """The base schedule's time u at t."""
         edges = jnp.linspace(0.0, 1.0, self.total.shape[0] + 1, dtype=jnp.float32)
         return jnp.interp(t, self._share_below(), edges)
+
+    def at_rest(self) -> Schedule:
+        return self.base
 
     def update(self, t: Float[Array, " b"], loss: Float[Array, " b"]) -> Learned:
         bins = self.total.shape[0]

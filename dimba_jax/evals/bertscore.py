@@ -23,7 +23,7 @@ def load_bertscore(model: str = MODEL) -> Callable[[Sequence[str], Sequence[Sequ
         from bert_score import BERTScorer  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise BertScoreError(
-            f"BERTScore needs the package bert-score ({error}): pip install bert-score, or leave --bertscore out"
+            f"BERTScore needs the package bert-score ({error}): pip install -e '.[bertscore]', or leave --bertscore out"
         ) from None
     try:
         scorer = BERTScorer(model_type=model, lang="en", rescale_with_baseline=False)

@@ -9,7 +9,11 @@ from dimba_jax.models.denoiser import Denoiser
 
 
 def make_denoiser(config: RunConfig, vocab_size: int, rngs: nnx.Rngs) -> Denoiser:
-    """A fresh network, for rows of the config's lengths and tokens of a tokenizer of `vocab_size`."""
+    """A fresh network, for rows of the config's lengths and tokens of a tokenizer of `vocab_size`.
+
+    Raises:
+      ConfigError: settings of the model that contradict each other.
+    """
     return Denoiser(
         config.model,
         vocab_size=vocab_size,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from dimba_jax.config import ModelConfig
+from dimba_jax.config import ConfigError, ModelConfig
 from dimba_jax.models.linear import Linear
 from dimba_jax.models.norm import RMSNorm
 
@@ -21,12 +21,12 @@ class TimeEmbedding(nnx.Module):
     """c = silu(MLP(sinusoidal(1000 t)) + pooled prompt): the vector every block is modulated by.
 
     Raises:
-      ValueError: d_model is odd (sines and cosines come in pairs).
+      ConfigError: d_model is odd (sines and cosines come in pairs).
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         if config.d_model % 2:
-            raise ValueError(f"config.model.d_model={config.d_model}: must be even")
+            raise ConfigError(f"config.model.d_model={config.d_model}: must be even")
         self.size = config.d_model
         self.hidden = Linear(self.size, self.size, config, bias=True, rngs=rngs)
         self.out = Linear(self.size, self.size, config, bias=True, rngs=rngs)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PRNGKeyArray
 
-from dimba_jax.config import SamplingConfig
+from dimba_jax.config import ConfigError, SamplingConfig
 from dimba_jax.data.normalize import normalize
 from dimba_jax.data.rows import encode_prompts
 from dimba_jax.progress import progress as progress_of
@@ -47,7 +47,7 @@ def generate(
     batch size or on the other prompts. A prompt too long for the source's positions is cut, with a warning.
 
     Raises:
-      ValueError: an empty prompt; more steps than the process has; guidance with a model that was
+      ConfigError: an empty prompt; more steps than the process has; guidance with a model that was
         trained without condition dropout.
     """
     if not prompts:
@@ -106,15 +106,15 @@ def _decode(model: LoadedModel, row: Int[np.ndarray, " l"]) -> str:
 def _check(model: LoadedModel, prompts: Sequence[str], settings: SamplingConfig) -> None:
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
-            raise ValueError(f"prompt {i + 1} of {len(prompts)} is empty: give it some text")
+            raise ConfigError(f"prompt {i + 1} of {len(prompts)} is empty: give it some text")
     process = model.config.process
     if settings.guidance != 1.0 and process.condition_dropout == 0.0:
-        raise ValueError(
+        raise ConfigError(
             f"guidance={settings.guidance} needs a model trained with process.condition_dropout > 0; "
             "this one was not: use guidance=1"
         )
     if settings.steps > process.timesteps:
-        raise ValueError(f"steps={settings.steps}: the model's process has {process.timesteps}; take at most as many")
+        raise ConfigError(f"steps={settings.steps}: the model's process has {process.timesteps}; take at most as many")
 
 
 def _warn_of_cuts(model: LoadedModel, prompts: Sequence[str]) -> None:

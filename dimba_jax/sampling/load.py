@@ -36,6 +36,7 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
       CheckpointError: it does not fit the model that its config describes.
     """
     with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step  # once: a run may be adding and removing steps
         config = from_config_dict(checkpoints.read_config(step))
         tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
         graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 TERMS = ("mse", "ce", "prior")
-BUCKETS = 10  # of diffusion time: bucket i holds t in (i/10, (i+1)/10]
+BUCKETS = 10  # of the time the network is told: bucket i holds (i/10, (i+1)/10]; the same noise throughout training
 
 # Dense bfloat16 FLOPs a second of one device, by the start of its `device_kind` (vendors' data sheets).
 PEAK_FLOPS = {
@@ -44,7 +44,7 @@ class RowFigures:
     Summed over a batch, the same of the whole (each a scalar).
     """
 
-    loss: Float[Array, "*b"]  # of all terms with the config's weights, not weighted by time
+    loss: Float[Array, "*b"]  # of all terms with the config's weights, not with those of how t was drawn
     terms: dict[str, Float[Array, "*b"]]  # "mse", "ce", "prior"
     correct: Float[Array, "*b"]  # positions whose own token has the largest logit
     positions: Float[Array, "*b"]
@@ -91,7 +91,7 @@ class Totals:
         rows: RowFigures,
     ) -> Totals:
         """The sums with one more step."""
-        index = jnp.clip(jnp.ceil(t * BUCKETS).astype(jnp.int32) - 1, 0, BUCKETS - 1)
+        index = jnp.clip(jnp.ceil(t * BUCKETS - 1e-4).astype(jnp.int32) - 1, 0, BUCKETS - 1)
         bucket = jax.nn.one_hot(index, BUCKETS, dtype=jnp.float32)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (self.bad_step < 0)
         return Totals(
@@ -131,21 +131,24 @@ def mean_figures(batches: Sequence[RowFigures]) -> dict[str, float]:
     return {"loss": total.loss / count} | terms | {"rounding_accuracy": total.correct / count}
 
 
-def matmul_parameters(params: PyTree) -> int:
-    """Parameters that multiply every position: the leaves named `kernel`."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = [jax.tree_util.keystr(path[-1:], simple=True) for path, _ in leaves]
-    return sum(math.prod(leaf.shape) for name, (_, leaf) in zip(names, leaves, strict=True) if name == "kernel")
+def flops_per_row(params: PyTree, *, source: int, backbone: int, tied: int = 0, forwards: float = 0.0) -> float:
+    """Floating-point operations of one training step for one row.
 
-
-def flops_per_position(params: PyTree, rounding: int, forwards: float = 0.0) -> float:
-    """Floating-point operations of one training step for one position of a row.
-
-    6 a parameter (2 forward, 4 backward), plus 2 for each further forward pass without gradient
-    (self-conditioning: its probability). `rounding` is the table's v * e, which the rounding head
-    multiplies by. The scans' and attention's own products and what remat repeats are not counted.
+    Every weight of a matmul (a leaf named `kernel`) takes 6 for each position it meets, 2 forward and 4
+    backward, plus 2 for each further forward pass without gradient (self-conditioning: its probability).
+    The modulation, the time's MLP and the pooled prompt meet a row once, the prompt encoder `source`
+    positions, all else `backbone`. `tied` is v * e where the head multiplies by the table, else 0. The
+    scans' and attention's own products and what remat repeats are not counted.
     """
-    return (6.0 + 2.0 * forwards) * (matmul_parameters(params) + rounding)
+    total = tied * backbone
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        if names[-1] != "kernel":
+            continue
+        once = "modulation" in names or names[0] == "time" or names[:2] == ["prompt", "pool"]
+        positions = 1 if once else source if names[0] == "prompt" else backbone
+        total += math.prod(leaf.shape) * positions
+    return (6.0 + 2.0 * forwards) * total
 
 
 def peak_flops(device: Any) -> float | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from dimba_jax.data.examples import DataError
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -23,13 +24,16 @@ class Metrics:
 
     def __init__(self, workdir: Path, *, after_step: int = 0, enabled: bool = True):
         self.path = workdir / METRICS_FILE
-        self._lines = self._board = None
+        self._lines = self._samples = self._board = None
         if not enabled:
             return
         from tensorboardX import SummaryWriter
 
         drop_after(self.path, after_step)
         self._lines = self.path.open("a", encoding="utf-8")
+        samples = workdir / SAMPLES_FILE
+        drop_after(samples, after_step)
+        self._samples = samples.open("a", encoding="utf-8")
         purge = after_step + 1 if after_step else None
         self._board = SummaryWriter(
             str(workdir / TENSORBOARD_FOLDER), purge_step=purge, filename_suffix=f".from{after_step}"
@@ -39,9 +43,9 @@ class Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lines is not None and self._board is not None:
-            self._lines.close()
-            self._board.close()
+        for file in (self._lines, self._samples, self._board):
+            if file is not None:
+                file.close()
 
     def scalars(self, step: int, figures: Mapping[str, float]) -> None:
         """One line and one point a figure; a value that is not finite becomes null in the file."""
@@ -56,9 +60,13 @@ class Metrics:
             self._board.add_scalar(name, value, step)
 
     def texts(self, step: int, pairs: Sequence[tuple[str, str]]) -> None:
-        """Sample texts beside their prompts, as a table."""
-        if self._board is None:
+        """Sample texts beside their prompts: a line each, and a table in TensorBoard."""
+        if self._samples is None or self._board is None:
             return
+        for prompt, text in pairs:
+            line = {"step": step, "prompt": prompt, "sample": text}
+            self._samples.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._samples.flush()
         rows = [f"| {_cell(prompt)} | {_cell(text)} |" for prompt, text in pairs]
         self._board.add_text("samples", "\n".join(["| prompt | sample |", "|---|---|", *rows]), step)
         self._board.flush()

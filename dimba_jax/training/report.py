@@ -18,7 +18,7 @@ from dimba_jax.progress import Progress
 from dimba_jax.sampling.generate import generate
 from dimba_jax.sampling.load import LoadedModel, from_parts
 from dimba_jax.training.feed import model_inputs
-from dimba_jax.training.figures import Totals, flops_per_position, mean_figures, peak_flops, summary
+from dimba_jax.training.figures import Totals, flops_per_row, mean_figures, peak_flops, summary
 from dimba_jax.training.metrics import Metrics
 from dimba_jax.training.optimizer import learning_rate
 from dimba_jax.training.setup import Run
@@ -59,8 +59,14 @@ class Reporter:
         self._valid_rows: Rows | None = None
         self._peak = peak_flops(jax.devices()[0])
         forwards = run.config.process.self_condition_prob if run.config.model.self_conditioning else 0.0
-        table = run.tokenizer.vocab_size * run.config.model.embedding_dim
-        self._flops = flops_per_position(run.state.params, table, forwards)
+        model, data = run.config.model, run.config.data
+        self._flops = flops_per_row(
+            run.state.params,
+            source=data.source_length,
+            backbone=data.target_length if model.context == "none" else data.source_length + data.target_length,
+            tied=run.tokenizer.vocab_size * model.embedding_dim if model.head == "tied" else 0,
+            forwards=forwards,
+        )
         self.clock = Clock()
 
     def stepped(self, step: int, rows: np.ndarray) -> None:
@@ -155,7 +161,7 @@ class Reporter:
         tokens = pairs * (config.data.source_length + config.data.target_length)
         speed = {"tokens_per_s": tokens, "pairs_per_s": pairs}
         if self._peak is not None:
-            speed["flops_utilisation"] = tokens * self._flops / (self._peak * self._run.mesh.size)
+            speed["flops_utilisation"] = pairs * self._flops / (self._peak * self._run.mesh.size)
         return speed
 
 

@@ -99,8 +99,8 @@ def batch_loss(
     prediction = predict(denoiser, process, noised.z, t, condition, self_condition, network_key)
     terms = process.losses(prediction.raw, prediction.x0_hat, prediction.logits, tokens, x0, noised)
     positions = counted(target, valid, config.process.loss_on, config.process.loss_on_padding)
-    losses = process.total(terms)
-    objective = reduce(losses, positions, weight * process.weights(t), total)
+    losses = process.total(terms | {"mse": terms["mse"] * process.weights(t)[:, None]})
+    objective = reduce(losses, positions, weight, total)
 
     def row_sum(values: Array) -> Float[Array, " b"]:
         return jax.lax.stop_gradient(jnp.sum(jnp.where(positions, values, 0.0), axis=1))
@@ -179,7 +179,7 @@ def make_train_step(
             opt_state=opt_state,
             process=state.process.update(t, row_loss),
             timesteps=state.timesteps.update(t, row_loss),
-            totals=state.totals.add(state.step + 1, t, loss, optax.tree.norm(grads), rows),
+            totals=state.totals.add(state.step + 1, state.process.network_time(t), loss, optax.tree.norm(grads), rows),
         ), loss
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=placement)
@@ -190,14 +190,14 @@ def make_valid_step(
 ) -> Callable[[PyTree, Process, Batch, PRNGKeyArray], RowFigures]:
     """The jitted (params, process, batch, key) -> figures of the rows, summed over the batch.
 
-    No dropout, of activations or of the condition, and times stratified over the batch whatever
-    training draws, so that losses of two checkpoints (and of two ways to draw t) can be compared.
+    No dropout, of activations or of the condition, times stratified over the batch whatever training
+    draws, and a learned schedule at rest, so that losses of two checkpoints can be compared.
     """
 
     def valid_step(params: PyTree, process: Process, batch: Batch, key: PRNGKeyArray) -> RowFigures:
         draws = draw(key, Stratified(config.process.timesteps), batch["tokens"].shape[0], config)
         draws = draws._replace(rows=draws.rows._replace(keep=None), dropout=None)
-        _, figures = batch_loss(params, graphdef, process, batch, draws, jnp.float32(1.0), config)
+        _, figures = batch_loss(params, graphdef, process.at_rest(), batch, draws, jnp.float32(1.0), config)
         return jax.tree.map(jnp.sum, figures)
 
     return jax.jit(valid_step)

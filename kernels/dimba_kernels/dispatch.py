@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar, get_args
 
 import jax
+import jax.numpy as jnp
 
 Implementation = Literal["reference", "xla", "gpu", "tpu"]
 Operation = TypeVar("Operation", bound=Callable[..., Any])
@@ -52,3 +53,11 @@ def check_rank(operation: str, name: str, array: jax.Array, letters: str) -> tup
     if array.ndim != len(letters.split()):
         raise ValueError(f"{operation}: {name} has shape {array.shape}, expected axes ({letters})")
     return array.shape
+
+
+def unmasked(mask: jax.Array | None, *values: jax.Array) -> tuple[jax.Array, ...]:
+    """The values (b, l, ...) with zeros where the mask (b, l) is False, so that nothing there counts: dt = 0 alone
+    would let NaN through, since NaN times zero is NaN."""
+    if mask is None:
+        return values
+    return tuple(jnp.where(mask.reshape(*mask.shape, *[1] * (value.ndim - 2)), value, 0) for value in values)

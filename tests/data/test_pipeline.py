@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dimba_jax.config import DataConfig, SyntheticConfig
-from dimba_jax.data.examples import Example
+from dimba_jax.data.examples import DataError, Example
 from dimba_jax.data.pipeline import TrainIterator, train_iterator, valid_batches
 from dimba_jax.data.rows import encode_examples
 from dimba_jax.data.tokenizers import ByteTokenizer
@@ -66,7 +66,14 @@ def test_resuming_is_exact(encoded):
             found = next(iterator)
             for name in batch:
                 np.testing.assert_array_equal(found[name], batch[name])
-    assert resumed.get_state() == {"next_index": 20}
+    assert resumed.get_state()["next_index"] == 20
+
+
+def test_resuming_on_other_rows_is_refused(encoded):
+    examples = [Example(f"s{i}", (f"t{i}",), i) for i in reversed(range(COUNT))]
+    others = encode_examples(examples, CONFIG, ByteTokenizer(), "train")
+    with pytest.raises(DataError, match="not those this run began with"):
+        TrainIterator(*others, batch_size=4, seed=0).set_state(TrainIterator(*encoded, 4, 0).get_state())
 
 
 def test_workers_change_nothing(encoded):

@@ -84,7 +84,7 @@ def test_prompts_are_encoded_as_training_sources_are():
 
 
 @pytest.mark.realdata
-def test_real_qqp_rows(real_data):
+def test_real_qqp_rows(real_data, capsys):
     config = RunConfig(
         data=DataConfig(
             path=str(real_data / "qqp"),
@@ -96,6 +96,7 @@ def test_real_qqp_rows(real_data):
     tokenizer = make_tokenizer(RunConfig(data=fewer))
     assert tokenizer.vocab_size == 8192
     rows, report = encode_split(config.data, tokenizer, "train")
+    assert str(report) in capsys.readouterr().err  # said aloud: rows that do not fit are left out
     assert report.rows == 272_866
     assert len(rows) == report.used > 0.98 * report.rows
     texts = [tokenizer.decode(row[:32]) for row in rows.tokens[:3].tolist()]

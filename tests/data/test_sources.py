@@ -180,7 +180,7 @@ def test_hub_folder(tmp_path):
 
 def test_hub_without_the_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(DataError, match=r"dimba-jax\[hub\]"):
+    with pytest.raises(DataError, match=r"pip install -e .*\[hub\]"):
         hub.load_hub("owner/name", "train", ("src", "trg"))
 
 

@@ -86,8 +86,9 @@ def test_sampling_with_the_real_network_leaves_the_prompt_alone(parts):
 def test_missing_checkpoints_are_named(workdir, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no step 4; it has 3, 5"):
         load(workdir, step=4)
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):  # and none is begun
         load(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_another_models_parameters_are_refused(parts, tmp_path):

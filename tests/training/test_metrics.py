@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dimba_jax.data.examples import DataError
-from dimba_jax.training.figures import flops_per_position, mean_figures, peak_flops
+from dimba_jax.training.figures import flops_per_row, mean_figures, peak_flops
 from dimba_jax.training.metrics import Metrics, drop_after
 
 
@@ -56,10 +56,18 @@ def test_validation_means_weigh_positions():
     assert means == pytest.approx({"loss": 2.0, "mse": 0.5, "ce": 0.5, "prior": 0.5, "rounding_accuracy": 0.5})
 
 
-def test_work_of_a_position():
-    params = {"a": {"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}, "table": np.zeros((9, 2))}
-    assert flops_per_position(params, rounding=18) == 6 * (12 + 18)
-    assert flops_per_position(params, rounding=18, forwards=0.5) == 7 * (12 + 18)
+def test_work_of_a_row():
+    kernel = {"kernel": np.zeros((3, 4)), "bias": np.zeros(4)}
+    params = {
+        "stack": {"mixer": kernel, "norm": {"modulation": kernel}},
+        "time": {"out": kernel},
+        "table": np.zeros((9, 2)),
+    }
+    params["prompt"] = {"pool": kernel, "encoder": kernel}
+    # once each: modulation, time, pool; the encoder at the source's positions, the mixer at all
+    work = 3 * 12 + 5 * 12 + 8 * 12
+    assert flops_per_row(params, source=5, backbone=8) == 6 * work
+    assert flops_per_row(params, source=5, backbone=8, tied=18, forwards=0.5) == 7 * (work + 8 * 18)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,19 @@ def test_validation_draws_the_same_for_the_same_key(configs, batches, parts, bas
     assert float(first.positions) == 8 * 5
     other = step(tiny.state.ema, tiny.state.process, batches(), jax.random.key(6))
     assert float(other.loss) != float(first.loss)
+    calm = make_valid_step(tiny.graphdef, configs())(tiny.state.ema, tiny.state.process, batches(), base_key)
+    assert float(first.loss) == pytest.approx(float(calm.loss), rel=1e-6)  # no dropout, no condition withheld
+
+
+def test_validation_does_not_move_with_a_learned_schedule(configs, batches, parts, base_key):
+    tiny = parts(configs(process={"schedule": "learned"}))
+    step = make_valid_step(tiny.graphdef, tiny.config)
+    process = tiny.state.process
+    before = step(tiny.state.ema, process, batches(), base_key)
+    t = jnp.linspace(0.01, 1.0, 2000)
+    process = process.update(t, t**4)
+    assert float(process.network_time(jnp.asarray([0.5]))[0]) > 0.6  # the warp did move
+    assert float(step(tiny.state.ema, process, batches(), base_key).loss) == float(before.loss)
 
 
 def test_a_batch_split_over_devices_changes_nothing(configs, batches, parts, base_key):

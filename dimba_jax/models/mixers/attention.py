@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from dimba_jax.config import ModelConfig
+from dimba_jax.config import ConfigError, ModelConfig
 from dimba_jax.models.linear import Linear
 from dimba_jax.models.mixers.core import ScanState
 
@@ -20,12 +20,12 @@ class Attention(nnx.Module):
     Scores and softmax are float32. Positions count from 0 at the left end of the row.
 
     Raises:
-      ValueError: head_dim is odd or does not divide d_model.
+      ConfigError: head_dim is odd or does not divide d_model.
     """
 
     def __init__(self, config: ModelConfig, *, causal: bool, residual_scale: float = 1.0, rngs: nnx.Rngs):
         if config.d_model % config.head_dim or config.head_dim % 2:
-            raise ValueError(
+            raise ConfigError(
                 f"config.model.head_dim={config.head_dim}: attention needs an even divisor of d_model={config.d_model}"
             )
         self.heads = config.d_model // config.head_dim

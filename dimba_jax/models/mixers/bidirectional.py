@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from dimba_jax.config import ModelConfig
+from dimba_jax.config import ConfigError, ModelConfig
 from dimba_jax.models.linear import Linear
 from dimba_jax.models.mixers.core import Core
 from dimba_jax.models.mixers.mamba2 import Mamba2Core
@@ -62,12 +62,12 @@ class Shared(nnx.Module):
     """One Mamba-2 core for both directions, scanned by one fused call.
 
     Raises:
-      ValueError: another core than Mamba-2's, which alone has a fused two-direction scan.
+      ConfigError: another core than Mamba-2's, which alone has a fused two-direction scan.
     """
 
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         if not issubclass(core, Mamba2Core):
-            raise ValueError(
+            raise ConfigError(
                 "config.model.direction='shared' needs mamba2: use pattern=('mamba2',), or direction 'tied' or 'untied'"
             )
         self.core = core(config, rngs=rngs)
@@ -83,6 +83,6 @@ class Shared(nnx.Module):
 
 def _refuse(state: object, reverse: bool) -> None:
     if state is not None or reverse:
-        raise ValueError(
+        raise ConfigError(
             "a bidirectional mixer carries no state and has no reverse: set config.model.direction='causal'"
         )

@@ -8,7 +8,7 @@ from dimba_kernels import Implementation, causal_conv1d, ssd, ssd_bidirectional
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from dimba_jax.config import ModelConfig
+from dimba_jax.config import ConfigError, ModelConfig
 from dimba_jax.models.mixers.core import ScanState, init_conv, init_dt_bias, kernel_choice
 from dimba_jax.models.norm import GatedRMSNorm
 
@@ -21,19 +21,19 @@ class Mamba2Core(nnx.Module):
     `groups` slices, so that groups never meet before the output projection.
 
     Raises:
-      ValueError: head_dim does not divide expand * d_model, or groups do not divide the heads.
+      ConfigError: head_dim does not divide expand * d_model, or groups do not divide the heads.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.inner = config.expand * config.d_model
         if self.inner % config.head_dim:
-            raise ValueError(
+            raise ConfigError(
                 f"config.model.head_dim={config.head_dim} does not divide expand * d_model = {self.inner}: "
                 "choose one of its divisors"
             )
         self.heads, self.groups = self.inner // config.head_dim, config.groups
         if self.heads % self.groups:
-            raise ValueError(
+            raise ConfigError(
                 f"config.model.groups={self.groups} does not divide the {self.heads} heads "
                 f"(expand * d_model / head_dim): choose one of their divisors"
             )

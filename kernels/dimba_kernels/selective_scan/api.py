@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from dimba_kernels.dispatch import Implementation, check_rank, check_shapes, choose
+from dimba_kernels.dispatch import Implementation, check_rank, check_shapes, choose, unmasked
 from dimba_kernels.selective_scan import reference, xla
 
 _AVAILABLE = {"reference": reference.selective_scan, "xla": xla.selective_scan}
@@ -65,5 +65,8 @@ def selective_scan(
     )
     if chunk is not None and chunk < 1:
         raise ValueError(f"selective_scan: chunk={chunk}, expected a positive number of positions or None")
+    u, dt, B, C = unmasked(mask, u, dt, B, C)
+    if z is not None:
+        (z,) = unmasked(mask, z)
     run = choose("selective_scan", implementation, _AVAILABLE)
     return run(u, dt, A, B, C, D=D, z=z, h0=h0, mask=mask, reverse=reverse, chunk=chunk)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from dimba_kernels.dispatch import Implementation, check_rank, check_shapes, choose
+from dimba_kernels.dispatch import Implementation, check_rank, check_shapes, choose, unmasked
 from dimba_kernels.ssd import reference, xla
 
 _ONE_WAY = {"reference": reference.ssd, "xla": xla.ssd}
@@ -48,6 +48,7 @@ def ssd(
         NotImplementedError: the implementation does not exist yet.
     """
     _check("ssd", x, dt, A, B, C, D, h0, mask, chunk)
+    x, dt, B, C = unmasked(mask, x, dt, B, C)
     run = choose("ssd", implementation, _ONE_WAY)
     return run(x, dt, A, B, C, D=D, h0=h0, mask=mask, reverse=reverse, chunk=chunk)
 
@@ -72,6 +73,7 @@ def ssd_bidirectional(
     Args: as in `ssd`. Returns: y (b, l, h, p) in x.dtype. Raises: as `ssd`.
     """
     _check("ssd_bidirectional", x, dt, A, B, C, D, None, mask, chunk)
+    x, dt, B, C = unmasked(mask, x, dt, B, C)
     run = choose("ssd_bidirectional", implementation, _BOTH_WAYS)
     return run(x, dt, A, B, C, D=D, mask=mask, chunk=chunk)
 

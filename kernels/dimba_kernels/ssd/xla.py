@@ -136,6 +136,12 @@ def _diagonal(square: jax.Array) -> jax.Array:
 
 def _within_chunks(chunks: _Chunks, weights: jax.Array) -> jax.Array:
     """y = (C B^T * weights) x in each chunk: (b c i g r p)."""
+    b, c, g, r, size, _ = jnp.broadcast_shapes(weights.shape, (*chunks.log_decay.shape, 1))
+    if g == 1:  # batch axes of length 1 double the time of these products on CPUs
+        C, B = (a.reshape(b * c, size, -1) for a in (chunks.C, chunks.B))
+        mixing = matmul("min,mjn->mij", C, B)[:, None] * weights.reshape(b * c, r, size, size)
+        y = matmul("mrij,mjrp->mirp", mixing.astype(C.dtype), chunks.x.reshape(b * c, size, r, -1))
+        return y.reshape(b, c, size, g, r, -1)
     scores = matmul("bcign,bcjgn->bcgij", chunks.C, chunks.B)
     mixing = scores[:, :, :, None] * weights
     return matmul("bcgrij,bcjgrp->bcigrp", mixing.astype(chunks.x.dtype), chunks.x)
