@@ -9,13 +9,14 @@ or, step by step,
     python -m dimba_jax.strip --checkpoint=runs/quickstart --output=runs/quickstart/denoising_strip.png
 
 Hardware: 2 CPU cores. Measured there by `make quickstart` on a fresh clone: 2:44 of training, 8 s to sample the 600
-test pairs, none of them seen in training: BLEU .836, iBLEU .653; copying the source scores .088 and -.130. (1,500 steps,
-in 1:31, read .697; 600 steps .40.)
+test pairs, none of them seen in training: BLEU .836, iBLEU .653; copying the source scores .088 and -.130.
+(1,500 steps, in 1:31, read .697; 600 steps .40.)
 
 What sized it, per step of 64 pairs, in milliseconds of CPU over both cores (XLA, jax 0.10.2): this model 171;
-layers scanned 202; two untied directions instead of one shared scan 356; attention in place of Mamba-2 110. No single
-operation takes more than an eighth of it. Page faults of XLA's temporaries were much of the rest: with glibc's huge pages
-(GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which the Makefile sets) a step fell from 217 to 123 ms beside other work.
+layers scanned 202; two untied directions instead of one shared scan 356; attention in place of Mamba-2 110. No
+single operation takes more than an eighth of it. Page faults of XLA's temporaries were much of the rest: with
+glibc's huge pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1, which the Makefile sets) a step fell from 217 to 123 ms
+beside other work.
 
 Variants:
   :smoke   the same with a few seconds of training, for tests; its samples are not worth reading

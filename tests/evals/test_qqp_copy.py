@@ -1,7 +1,6 @@
-"""The copy baseline on Quora's test questions; set DIMBA_JAX_DATA to the folder that holds qqp/."""
+"""The copy baseline on Quora's test questions."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,25 +9,14 @@ from dimba_jax import evaluate
 from dimba_jax.evals.bleu import Ngrams, sentence_bleu
 from dimba_jax.evals.metrics import distinct, rouge_l
 
-QQP = Path(os.environ.get("DIMBA_JAX_DATA", "")) / "qqp"
-FILES = ("train.jsonl", "train.gap_lowercase.jsonl")
-RECIPE = f"""
-from dimba_jax.config import DataConfig, RunConfig, to_config_dict
-
-def get_config():
-    return to_config_dict(RunConfig(data=DataConfig(path={str(QQP)!r}, train_files={FILES})))
-"""
-
-pytestmark = [
-    pytest.mark.realdata,
-    pytest.mark.skipif(not (QQP / "test.jsonl").exists(), reason="set DIMBA_JAX_DATA to a folder that holds qqp/"),
-]
+RECIPE = Path(__file__).parents[2] / "configs" / "qqp.py"
+pytestmark = pytest.mark.realdata
 
 
-def test_scores_of_the_command(tmp_path):
-    recipe, output = tmp_path / "qqp.py", tmp_path / "copy.json"
-    recipe.write_text(RECIPE)
-    assert evaluate.main(["evaluate", "--system=copy", f"--config={recipe}", f"--output={output}"]) == 0
+def test_scores_of_the_command(tmp_path, real_data):
+    output, path = tmp_path / "copy.json", f"--config.data.path={real_data / 'qqp'}"
+    arguments = ["--system=copy", f"--config={RECIPE}", path, "--split=test", f"--output={output}"]
+    assert evaluate.main(["evaluate", *arguments]) == 0
     report = json.loads(output.read_text())
     copy, unseen = report["systems"]["copy"], report["unseen"]["copy"]
     assert (report["rows"], report["unseen_rows"]) == (2500, 829)
@@ -42,8 +30,8 @@ def test_scores_of_the_command(tmp_path):
     assert unseen["length"] == pytest.approx(11.0, abs=0.05)
 
 
-def test_scores_of_raw_words():
-    rows = [json.loads(line) for line in (QQP / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+def test_scores_of_raw_words(real_data):
+    rows = [json.loads(line) for line in (real_data / "qqp" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     pairs = [(Ngrams.of(row["src"].split()), Ngrams.of(row["trg"].split())) for row in rows]
 
     def mean(values):
