@@ -28,11 +28,25 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where pairs come from and how they are laid out in a row of `source_length + target_length`."""
+class TextConfig:
+    """How running text (`data.source="text"`) becomes rows of `target_length`; it has no source side.
 
-    source: Literal["jsonl", "quora_tsv", "hub", "synthetic"] = "jsonl"
-    path: str = ""  # jsonl: a folder; quora_tsv: a file; hub: a dataset id or a local folder
+    A folder's splits are the files that `train_files`, `valid_file` and `test_file` name; of a single file,
+    or of the standard library's source, the last shares are held out.
+    """
+
+    layout: Literal["packed", "padded"] = "packed"  # one stream cut into full rows, or each line a row of its own
+    valid_fraction: float = 0.1  # of a single text, behind the part that is trained on
+    test_fraction: float = 0.0  # of a single text, at its end
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pairs or texts come from and how they are laid out in a row of `source_length + target_length`."""
+
+    source: Literal["jsonl", "quora_tsv", "hub", "synthetic", "text"] = "jsonl"
+    path: str = ""  # jsonl: a folder; quora_tsv: a file; hub: a dataset id or a local folder; text: a file or a
+    # folder, or nothing for the Python standard library's own source on this machine
     train_files: tuple[str, ...] = ("train*.jsonl",)  # jsonl only: names, patterns, row ranges (data/jsonl.py)
     valid_file: str = "valid.jsonl"
     test_file: str = "test.jsonl"
@@ -47,6 +61,7 @@ class DataConfig:
     normalize: Literal["none", "lower", "bert_basic"] = "bert_basic"
     workers: int = 0  # grain worker processes; 0 reads in this one
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
 
 @dataclass(frozen=True)
@@ -54,18 +69,21 @@ class TokenizerConfig:
     kind: Literal["sentencepiece", "bytes"] = "sentencepiece"
     vocab_size: int = 8192  # an upper bound: a small corpus may hold fewer pieces
     model: str = ""  # a trained .model file; empty trains one on the training split
+    lossless: bool = False  # sentencepiece: white space is kept and characters without a piece are spelt in bytes,
+    # so that likelihoods a byte are those of the text itself
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The denoiser. `pattern` names the mixers of consecutive blocks and repeats over `layers`."""
 
-    embedding_dim: int = 128  # e: width of the space the diffusion lives in
+    embedding_dim: int = 128  # e: width of the space a Gaussian diffusion lives in; token models embed in d_model
     d_model: int = 512
     layers: int = 8
     pattern: tuple[str, ...] = ("mamba2",)  # of "attention", "mamba", "mamba2"
     direction: Literal["causal", "untied", "tied", "shared"] = "untied"
     mlp_ratio: float = 4.0  # hidden width of the SwiGLU MLP over d_model, times 2/3; 0 leaves it out
+    attention_mlp_ratio: float = -1.0  # the same for the blocks whose mixer is attention; -1: as mlp_ratio
     dropout: float = 0.0
     # mixers
     expand: int = 2  # d_inner = expand * d_model
@@ -96,8 +114,9 @@ class ModelConfig:
 class ProcessConfig:
     """The diffusion process and its loss."""
 
-    kind: Literal["gaussian"] = "gaussian"
-    schedule: Literal["cosine", "sqrt", "linear", "log_snr", "learned"] = "cosine"
+    # gaussian: on embeddings; masked: absorbing, on tokens; autoregressive: next token (direction="causal")
+    kind: Literal["gaussian", "masked", "autoregressive"] = "gaussian"
+    schedule: Literal["cosine", "sqrt", "linear", "log_snr", "learned", "log_linear"] = "cosine"
     timesteps: int = 1000  # T: training draws t from {1..T}/T; sampling takes any number of steps up to T
     noise_scale: float = 1.0  # SNR is divided by its square (log-SNR shift -2 log noise_scale)
     zero_terminal_snr: bool = False
@@ -111,6 +130,14 @@ class ProcessConfig:
     timestep_sampling: Literal["uniform", "stratified", "importance"] = "stratified"
     self_condition_prob: float = 0.5
     condition_dropout: float = 0.0  # > 0 trains the unconditional model that guidance needs
+    # masked
+    time_conditioning: bool = True  # False tells the network t = 0 throughout
+    block_size: int = 0  # block diffusion: positions a block, left to right; 0: one block of all positions
+    time_range: tuple[float, float] = (1e-3, 1.0)  # training draws t uniformly from it (BD3-LM's clipped schedule)
+    search_time_range: bool = False  # each validation takes the range of least NELBO variance (block diffusion)
+    weighting: Literal["elbo", "linear", "none"] = "elbo"  # of a masked position: -alpha'/(1-alpha) (the NELBO),
+    # 1 - t + 1/T (RDM), or 1; the last two train something else than a likelihood bound
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -137,20 +164,38 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     valid_every: int = 0  # steps between validation losses; 0: only at the end
     valid_batches: int = 8
+    init_from: str = ""  # a pretrained Mamba-2 checkpoint to start from (interop/pretrained_mamba2.py)
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    sampler: Literal["ddpm", "ddim", "dpmpp"] = "ddim"
-    steps: int = 50
+    # Gaussian: ddpm, ddim, dpmpp. Masked: ancestral (two draws a position), confidence (the surest ones),
+    # low_confidence (LLaDA: re-masks the least sure of all), remdm. Autoregressive models sample left to right.
+    sampler: Literal["ddpm", "ddim", "dpmpp", "ancestral", "confidence", "low_confidence", "remdm"] = "ddim"
+    steps: int = 50  # network calls of one block, or of the whole row
     eta: float = 0.0  # DDIM's share of ancestral noise
     guidance: float = 1.0  # 1: off; > 1 needs a model trained with condition_dropout
     clamp_from: float = 1.0  # predictions at t <= clamp_from are rounded to the nearest embedding; 0: never
-    temperature: float = 1.0  # standard deviation of the starting noise
+    temperature: float = 1.0  # Gaussian: standard deviation of the starting noise; else of the token distribution,
+    # 0 takes the most probable
     num_samples: int = 1
     batch_size: int = 256  # rows of one compiled call, samples counted
     early_exit: int = 0  # stop after so many steps without a changed token; 0: never
     ema: bool = True
+    # token models
+    top_k: int = 0  # tokens drawn among the k most probable; 0: all
+    top_p: float = 1.0  # tokens drawn among the fewest that hold this probability
+    score: Literal["probability", "margin", "entropy"] = "probability"  # what makes a position sure
+    threshold: float = 0.0  # confidence: unmask every position surer than this, one at least; 0: an even share a step
+    score_noise: float = 0.0  # temperature of Gumbel noise on the log-scores, fading with t (MaskGIT)
+    reuse_logits: bool = False  # ancestral: no network call after a step that changed no token (no time conditioning)
+    remask: Literal["cap", "rescale", "loop"] = "cap"  # of remdm
+    remask_strength: float = 0.05  # remdm: sigma's cap, or its share of the greatest possible
+    remask_window: tuple[float, float] = (0.05, 0.55)  # remdm loop: from t = the second to the first it only re-masks
+    block_size: int = 0  # left-to-right blocks; 0: the model's own, or none
+    cache: Literal["none", "prefix", "dual"] = "none"  # Fast-dLLM, for a model trained without blocks
+    length: Literal["model", "first"] = "model"  # first: one call chooses the target's length before its words
+    length_bias: float = 0.0  # added, in tokens, to the length so chosen
 
 
 @dataclass(frozen=True)

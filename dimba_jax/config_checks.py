@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dimba_jax.errors import ConfigError
@@ -22,6 +23,7 @@ def check(c: RunConfig) -> None:
             raise ConfigError(message)
 
     m, p, t, s, d = c.model, c.process, c.training, c.sampling, c.data
+    _check_kind(c, need)
     for name, value in {
         "model.embedding_dim": m.embedding_dim, "model.d_model": m.d_model, "model.layers": m.layers,
         "model.expand": m.expand, "model.state_dim": m.state_dim, "model.head_dim": m.head_dim,
@@ -30,7 +32,7 @@ def check(c: RunConfig) -> None:
         "training.accumulate": t.accumulate, "training.log_every": t.log_every,
         "training.checkpoint_every": t.checkpoint_every, "training.keep_checkpoints": t.keep_checkpoints,
         "sampling.steps": s.steps, "sampling.num_samples": s.num_samples, "sampling.batch_size": s.batch_size,
-        "data.source_length": d.source_length, "data.target_length": d.target_length,
+        "data.target_length": d.target_length,
         "training.valid_batches": t.valid_batches, "model.prompt_layers": m.prompt_layers,
         "tokenizer.vocab_size": c.tokenizer.vocab_size,
     }.items():  # fmt: skip
@@ -103,4 +105,74 @@ def check(c: RunConfig) -> None:
     need(
         not (p.prediction == "epsilon" and p.zero_terminal_snr),
         "config.process.prediction='epsilon' is undefined at zero terminal SNR: use 'v' or 'x0'",
+    )
+
+
+GAUSSIAN_SAMPLERS = ("ddpm", "ddim", "dpmpp")
+GAUSSIAN_SCHEDULES = ("cosine", "sqrt", "linear", "log_snr", "learned")
+MASKED_SCHEDULES = ("log_linear", "cosine")
+
+
+def _check_kind(c: RunConfig, need: Callable[[bool, str], None]) -> None:
+    """What a process asks of the data, the model and the sampler beside it."""
+    m, p, s, d = c.model, c.process, c.sampling, c.data
+    text = d.source == "text"
+    need(
+        d.source_length == 0 if text else d.source_length >= 1,
+        f"config.data.source_length={d.source_length}: "
+        + ("text has no source, set 0" if text else "must be at least 1"),
+    )
+    for name in ("valid_fraction", "test_fraction"):
+        value = getattr(d.text, name)
+        need(0.0 <= value < 1.0, f"config.data.text.{name}={value}: must lie in [0, 1)")
+    need(d.text.valid_fraction + d.text.test_fraction < 1.0, "config.data.text: the held-out fractions leave no text")
+    if p.kind == "gaussian":
+        need(not text, "config.data.source='text' needs process.kind 'masked' or 'autoregressive'")
+        schedules, samplers = GAUSSIAN_SCHEDULES, GAUSSIAN_SAMPLERS
+    else:
+        schedules = MASKED_SCHEDULES
+        samplers = ("ancestral", "confidence", "low_confidence", "remdm")
+        for name, wanted in {"self_conditioning": False, "prompt_encoder": "none", "context": "clean"}.items():
+            value = getattr(m, name)
+            need(value == wanted, f"config.model.{name}={value!r}: process.kind={p.kind!r} needs {wanted!r}")
+        need(
+            p.kind != "autoregressive" or m.direction == "causal",
+            f"config.model.direction={m.direction!r}: process.kind='autoregressive' needs 'causal'",
+        )
+    need(
+        p.schedule in schedules,
+        f"config.process.schedule={p.schedule!r}: process.kind={p.kind!r} takes {', '.join(schedules)}",
+    )
+    need(
+        s.sampler in samplers,
+        f"config.sampling.sampler={s.sampler!r}: process.kind={p.kind!r} takes {', '.join(samplers)}",
+    )
+    low, high = p.time_range
+    need(0.0 < low < high <= 1.0, f"config.process.time_range={p.time_range}: expected 0 < low < high <= 1")
+    need(p.block_size >= 0, f"config.process.block_size={p.block_size}: must not be negative")
+    need(
+        p.block_size == 0 or (p.kind == "masked" and d.target_length % p.block_size == 0),
+        f"config.process.block_size={p.block_size}: needs process.kind='masked' and a divisor of "
+        f"data.target_length={d.target_length}",
+    )
+    need(
+        not p.search_time_range or p.block_size > 0,
+        "config.process.search_time_range is for block diffusion: set process.block_size",
+    )
+    need(0.0 <= p.label_smoothing < 1.0, f"config.process.label_smoothing={p.label_smoothing}: must lie in [0, 1)")
+    need(s.top_k >= 0, f"config.sampling.top_k={s.top_k}: must not be negative")
+    need(0.0 < s.top_p <= 1.0, f"config.sampling.top_p={s.top_p}: must lie in (0, 1]")
+    need(0.0 <= s.threshold <= 1.0, f"config.sampling.threshold={s.threshold}: must lie in [0, 1]")
+    need(s.score_noise >= 0.0, f"config.sampling.score_noise={s.score_noise}: must not be negative")
+    need(s.remask_strength >= 0.0, f"config.sampling.remask_strength={s.remask_strength}: must not be negative")
+    early, late = s.remask_window
+    need(0.0 <= early < late <= 1.0, f"config.sampling.remask_window={s.remask_window}: expected 0 <= low < high <= 1")
+    need(s.block_size >= 0, f"config.sampling.block_size={s.block_size}: must not be negative")
+    need(
+        s.cache == "none" or p.block_size == 0,
+        f"config.sampling.cache={s.cache!r} is for models trained without blocks; this one has an exact cache",
+    )
+    need(
+        not (s.reuse_logits and p.time_conditioning and p.kind == "masked"),
+        "config.sampling.reuse_logits needs process.time_conditioning=False: logits change with t otherwise",
     )
