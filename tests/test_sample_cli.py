@@ -11,7 +11,7 @@ from dimba_jax import sample
 from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.config import from_config_dict, to_dict
 from dimba_jax.data.tokenizers import ByteTokenizer
-from dimba_jax.diffusion.gaussian import make_process
+from dimba_jax.diffusion.gaussian import make_gaussian
 from dimba_jax.models.denoiser import Denoiser
 
 CONFIG = from_config_dict(
@@ -35,7 +35,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(
-            1, {"params": params, "ema": params, "process": make_process(CONFIG.process)},
+            1, {"params": params, "ema": params, "process": make_gaussian(CONFIG.process)},
             data_state=None, config=to_dict(CONFIG), tokenizer=ByteTokenizer().to_dict(),
         )  # fmt: skip
     return folder

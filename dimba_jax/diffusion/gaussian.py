@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +80,9 @@ class Gaussian:
     prior_weight: float = field(default=1.0, metadata={"static": True})
     min_snr_gamma: float = field(default=0.0, metadata={"static": True})
 
+    kind: ClassVar = "gaussian"
+    terms: ClassVar = ("mse", "ce", "prior")
+
     def level(self, t: Float[Array, "*b"]) -> Level:
         """The schedule's level at t > 0; exactly clean at t=0, where every sampler ends."""
         signal, noise = self.schedule.level(t)
@@ -98,6 +101,10 @@ class Gaussian:
         level = self.level(t).over(x0.ndim)
         z = jnp.where(target[..., None], level.alpha * x0 + level.sigma * noise, x0)
         return Noised(z, noise, t)
+
+    def training_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """The times themselves, which lie on the grid {1..T}/T."""
+        return t
 
     def network_time(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
         """t, or a learned schedule's base time, whose noise does not move during training."""
@@ -158,8 +165,8 @@ class Gaussian:
         return dataclasses.replace(self, schedule=self.schedule.update(t, loss))
 
 
-def make_process(config: ProcessConfig) -> Gaussian:
-    """The process a config describes.
+def make_gaussian(config: ProcessConfig) -> Gaussian:
+    """The Gaussian process a config describes.
 
     Raises:
       ConfigError: an epsilon prediction without min-SNR weights. Its error in x0 is that in epsilon

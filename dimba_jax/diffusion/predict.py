@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
-from dimba_jax.diffusion.process import Process
+from dimba_jax.diffusion.process import EmbeddingProcess
 
 
 class Network(Protocol):
@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
 
 
 def token_logits(
-    denoiser: Network, process: Process, raw: Array, x0_hat: Float[Array, "b l e"]
+    denoiser: Network, process: EmbeddingProcess, raw: Array, x0_hat: Float[Array, "b l e"]
 ) -> Float[Array, "b l v"]:
     """The network's own logits, or its rounding head on the estimate of x0."""
     return raw if process.prediction == "logits" else denoiser.round(x0_hat)
@@ -57,7 +57,7 @@ def token_logits(
 
 def predict(
     denoiser: Network,
-    process: Process,
+    process: EmbeddingProcess,
     z: Float[Array, "b l e"],
     t: Float[Array, " b"],
     condition: Any,

@@ -19,12 +19,42 @@ class Noised(NamedTuple):
 
 
 class Process(Protocol):
-    """Corruption, its prior, its loss, and how a network's output becomes a clean estimate."""
+    """What training asks of every process."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in `config.process.kind`."""
+        ...
 
     @property
     def timesteps(self) -> int:
-        """T: times lie on the grid {1..T}/T."""
+        """T: the most steps that sampling takes."""
         ...
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of its losses."""
+        ...
+
+    def training_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """The times that training uses for draws of t from (0, 1]."""
+        ...
+
+    def network_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """The time that is fed to the network, in [0, 1]."""
+        ...
+
+    def at_rest(self) -> Self:
+        """The process as validation sees it: its corruption at t is the same throughout training."""
+        ...
+
+    def update(self, t: Float[Array, ...], loss: Float[Array, " b"]) -> Self:
+        """The process after having seen the rows' unweighted losses (a learned schedule moves)."""
+        ...
+
+
+class EmbeddingProcess(Process, Protocol):
+    """Diffusion of embeddings: its prior, its corruption, and how a network's output becomes a clean estimate."""
 
     @property
     def prediction(self) -> str:
@@ -43,10 +73,6 @@ class Process(Protocol):
 
     def level(self, t: Float[Array, "*b"]) -> Level:
         """Variances of signal and noise at t; exactly (1, 0) at t=0."""
-        ...
-
-    def network_time(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
-        """The time that is fed to the network, in [0, 1]."""
         ...
 
     def denoised(
@@ -73,12 +99,4 @@ class Process(Protocol):
 
     def weights(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
         """The weight of a row's squared error at its time."""
-        ...
-
-    def at_rest(self) -> Self:
-        """The process as it is before any `update`: its noise at t is the same throughout training."""
-        ...
-
-    def update(self, t: Float[Array, " b"], loss: Float[Array, " b"]) -> Self:
-        """The process after having seen the rows' unweighted losses (a learned schedule moves)."""
         ...

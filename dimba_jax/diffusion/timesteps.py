@@ -1,4 +1,4 @@
-"""How training draws the time of each row: t on the grid {1..T}/T, with a weight that keeps the loss unbiased."""
+"""How training draws times: on the grid {1..T}/T or from (0, 1], with a weight that keeps the loss unbiased."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TimestepSampler(Protocol):
     """Draws times for a whole (global) batch; a registered pytree, so it lives in the training state."""
 
     def draw(self, key: PRNGKeyArray, rows: int) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """Times in {1..T}/T and the weight of each row's loss, whose expectation is 1."""
+        """Times in (0, 1] and the weight of each row's loss, whose expectation is 1."""
         ...
 
     def update(self, t: Float[Array, " b"], loss: Float[Array, " b"]) -> Self:
@@ -118,8 +118,35 @@ class LossSecondMoment:
         return (index - 1) * self.seen.shape[0] // self.timesteps
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Continuous:
+    """Times from (0, 1], not from a grid: stratified over the whole batch, in random order, or each on its own."""
+
+    stratified: bool = field(default=True, metadata={"static": True})
+
+    def draw(self, key: PRNGKeyArray, rows: int) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+        offset_key, order_key = jax.random.split(key)
+        if self.stratified:
+            place = (jnp.arange(rows, dtype=jnp.float32) / rows + jax.random.uniform(offset_key)) % 1.0
+            place = jax.random.permutation(order_key, place)
+        else:
+            place = jax.random.uniform(offset_key, (rows,))
+        return 1.0 - place, jnp.ones(rows, jnp.float32)
+
+    def update(self, t: Float[Array, " b"], loss: Float[Array, " b"]) -> Continuous:
+        return self
+
+
+def validation_sampler(config: ProcessConfig) -> TimestepSampler:
+    """Stratified times, whatever training draws, so that losses of two checkpoints can be compared."""
+    return Stratified(config.timesteps) if config.kind == "gaussian" else Continuous()
+
+
 def make_timestep_sampler(config: ProcessConfig) -> TimestepSampler:
-    """The sampler a config describes."""
+    """The sampler a config describes; a discrete process has no grid, unless its times are drawn by importance."""
+    if config.kind != "gaussian" and config.timestep_sampling != "importance":
+        return Continuous(config.timestep_sampling == "stratified")
     match config.timestep_sampling:
         case "uniform":
             return Uniform(config.timesteps)

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.config import RunConfig, from_config_dict
 from dimba_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
-from dimba_jax.diffusion.gaussian import make_process
+from dimba_jax.diffusion import make_process
 from dimba_jax.diffusion.predict import Network
 from dimba_jax.diffusion.process import Process
 from dimba_jax.models.build import abstract_denoiser
@@ -41,7 +41,7 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
         tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
         graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)
         params = checkpoints.read_params(step, ema=config.sampling.ema if ema is None else ema, abstract=abstract)
-        process = checkpoints.restore(step, {"process": make_process(config.process)})["process"]
+        process = checkpoints.restore(step, {"process": make_process(config.process, tokenizer.vocab_size)})["process"]
         found = checkpoints.latest_step() if step is None else step
     assert found is not None  # nothing could have been read
     return LoadedModel(nnx.merge(graph, params), process, tokenizer, config, found)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import SamplingConfig
 from dimba_jax.diffusion.predict import Network, token_logits
-from dimba_jax.diffusion.process import Process
+from dimba_jax.diffusion.process import EmbeddingProcess
 from dimba_jax.sampling.guidance import guided_network
 from dimba_jax.sampling.steppers import Stepper
 
@@ -71,7 +71,7 @@ def nearest_tokens(x: Float[Array, "b l e"], table: Float[Array, "v e"]) -> Int[
 
 def sample(
     denoiser: Network,
-    process: Process,
+    process: EmbeddingProcess,
     stepper: Stepper,
     tokens: Int[Array, "b l"],
     target: Bool[Array, "b l"],
@@ -106,7 +106,7 @@ def sample(
 def _sample(
     graph: Any,
     parameters: Any,
-    process: Process,
+    process: EmbeddingProcess,
     stepper: Stepper,
     tokens: Int[Array, "b l"],
     target: Bool[Array, "b l"],

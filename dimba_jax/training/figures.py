@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-TERMS = ("mse", "ce", "prior")
 BUCKETS = 10  # of the time the network is told: bucket i holds (i/10, (i+1)/10]; the same noise throughout training
 
 # Dense bfloat16 FLOPs a second of one device, by the start of its `device_kind` (vendors' data sheets).
@@ -45,8 +44,9 @@ class RowFigures:
     """
 
     loss: Float[Array, "*b"]  # of all terms with the config's weights, not with those of how t was drawn
-    terms: dict[str, Float[Array, "*b"]]  # "mse", "ce", "prior"
-    correct: Float[Array, "*b"]  # positions whose own token has the largest logit
+    terms: dict[str, Float[Array, "*b"]]  # the process's, by name
+    correct: Float[Array, "*b"]  # predicted positions whose own token has the largest logit
+    predicted: Float[Array, "*b"]  # counted positions whose token could not be seen
     positions: Float[Array, "*b"]
 
 
@@ -61,12 +61,15 @@ class Totals:
     terms: dict[str, Float[Array, " k"]]  # per bucket, as all below
     bucket_loss: Float[Array, " k"]
     correct: Float[Array, " k"]
+    predicted: Float[Array, " k"]
     positions: Float[Array, " k"]
     bad_step: Int[Array, ""]  # the first step whose loss or gradient is not finite, or -1
     bad_rows: Bool[Array, " b"]  # its rows whose own loss is not finite
 
     @classmethod
-    def zero(cls, rows: int) -> Totals:
+    def zero(cls, rows: int, terms: Sequence[str]) -> Totals:
+        """No steps yet; `terms` are the names of the process's losses."""
+
         def bucket() -> Float[Array, " k"]:
             return jnp.zeros(BUCKETS, jnp.float32)  # a buffer each: one shared could not be donated
 
@@ -74,9 +77,10 @@ class Totals:
             steps=jnp.int32(0),
             loss=jnp.float32(0.0),
             grad_norm=jnp.float32(0.0),
-            terms={name: bucket() for name in TERMS},
+            terms={name: bucket() for name in terms},
             bucket_loss=bucket(),
             correct=bucket(),
+            predicted=bucket(),
             positions=bucket(),
             bad_step=jnp.int32(-1),
             bad_rows=jnp.zeros(rows, bool),
@@ -101,6 +105,7 @@ class Totals:
             terms={name: self.terms[name] + rows.terms[name] @ bucket for name in self.terms},
             bucket_loss=self.bucket_loss + rows.loss @ bucket,
             correct=self.correct + rows.correct @ bucket,
+            predicted=self.predicted + rows.predicted @ bucket,
             positions=self.positions + rows.positions @ bucket,
             bad_step=jnp.where(bad, step, self.bad_step),
             bad_rows=jnp.where(bad, ~jnp.isfinite(rows.loss), self.bad_rows),
@@ -113,13 +118,13 @@ def summary(totals: Totals) -> dict[str, float]:
     steps, positions = max(int(host.steps), 1), host.positions
     whole = max(float(positions.sum()), 1.0)
     out = {"loss": float(host.loss) / steps}
-    out |= {name: float(host.terms[name].sum()) / whole for name in TERMS}
+    out |= {name: float(value.sum()) / whole for name, value in host.terms.items()}
     out["grad_norm"] = float(host.grad_norm) / steps
-    out["rounding_accuracy"] = float(host.correct.sum()) / whole
+    out["accuracy"] = float(host.correct.sum()) / max(float(host.predicted.sum()), 1.0)
     for i in np.flatnonzero(positions):
         label = f"t{i / BUCKETS:.1f}-{(i + 1) / BUCKETS:.1f}"
         out[f"loss_by_t/{label}"] = float(host.bucket_loss[i] / positions[i])
-        out[f"rounding_accuracy_by_t/{label}"] = float(host.correct[i] / positions[i])
+        out[f"accuracy_by_t/{label}"] = float(host.correct[i] / max(host.predicted[i], 1.0))
     return out
 
 
@@ -127,8 +132,8 @@ def mean_figures(batches: Sequence[RowFigures]) -> dict[str, float]:
     """Means a position over batches whose figures are summed, by the names that are logged."""
     total = jax.tree.map(lambda *parts: float(sum(np.asarray(part) for part in parts)), *batches)
     count = max(total.positions, 1.0)
-    terms = {name: total.terms[name] / count for name in TERMS}
-    return {"loss": total.loss / count} | terms | {"rounding_accuracy": total.correct / count}
+    terms = {name: value / count for name, value in total.terms.items()}
+    return {"loss": total.loss / count} | terms | {"accuracy": total.correct / max(total.predicted, 1.0)}
 
 
 def flops_per_row(params: PyTree, *, source: int, backbone: int, tied: int = 0, forwards: float = 0.0) -> float:

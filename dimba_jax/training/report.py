@@ -86,7 +86,9 @@ class Reporter:
         speed = self._speed()
         self._metrics.scalars(step, figures | speed)
         self._bar.update(0, loss=figures["loss"], **({"tokens_per_s": speed["tokens_per_s"]} if speed else {}))
-        totals = jax.device_put(Totals.zero(run.config.training.batch_size), parallel.replicated(run.mesh))
+        totals = jax.device_put(
+            Totals.zero(run.config.training.batch_size, run.state.process.terms), parallel.replicated(run.mesh)
+        )
         run.state = dataclasses.replace(run.state, totals=totals)
         self.clock.reset()
 

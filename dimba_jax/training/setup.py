@@ -79,7 +79,7 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         lambda key: TrainState.start(
             nnx.to_pure_dict(nnx.state(make_denoiser(config, tokenizer.vocab_size, nnx.Rngs(key)), nnx.Param)),
             optimizer,
-            make_process(config.process),
+            make_process(config.process, tokenizer.vocab_size),
             make_timestep_sampler(config.process),
             rows,
         ),

@@ -46,7 +46,7 @@ class TrainState:
             opt_state=optimizer.init(params),
             process=process,
             timesteps=timesteps,
-            totals=Totals.zero(rows),
+            totals=Totals.zero(rows, process.terms),
         )
 
     def parts(self) -> dict[str, Any]:

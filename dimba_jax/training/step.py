@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,60 +10,16 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.stages import Wrapped
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dimba_jax.config import RunConfig
 from dimba_jax.diffusion.objective import counted, reduce
-from dimba_jax.diffusion.predict import predict
+from dimba_jax.diffusion.passes import PASSES, Batch, RowDraws, StepDraws, draw
 from dimba_jax.diffusion.process import Process
-from dimba_jax.diffusion.timesteps import Stratified, TimestepSampler
+from dimba_jax.diffusion.timesteps import validation_sampler
 from dimba_jax.training.figures import RowFigures
 from dimba_jax.training.optimizer import averaged
 from dimba_jax.training.state import TrainState
-
-Batch = dict[str, Array]  # tokens (b, l) int32, target (b, l) bool, valid (b, l) bool
-
-
-class RowDraws(NamedTuple):
-    """The random choices of the rows of a batch."""
-
-    t: Float[Array, " b"]
-    weight: Float[Array, " b"]  # of a timestep sampler that does not draw uniformly
-    noise: PRNGKeyArray  # (b,): a key a row
-    keep: Bool[Array, " b"] | None  # False: the row is trained without its source; None: no row is
-
-
-class StepDraws(NamedTuple):
-    """The random choices of a step, made once for the whole batch, so microbatches change none of them."""
-
-    rows: RowDraws
-    first_pass: Bool[Array, ""] | None  # whether predictions see an earlier one; None: the model takes none
-    dropout: PRNGKeyArray | None
-
-
-def draw(key: PRNGKeyArray, timesteps: TimestepSampler, rows: int, config: RunConfig) -> StepDraws:
-    """All draws of one step from its key.
-
-    Self-conditioning has one coin a step, not one a row: nearly every batch would hold rows of both
-    kinds and need the first pass. With one coin, steps whose coin is 0 skip it altogether.
-    """
-    t_key, noise_key, keep_key, coin_key, dropout_key = jax.random.split(key, 5)
-    t, weight = timesteps.draw(t_key, rows)
-    unconditional = config.process.condition_dropout
-    return StepDraws(
-        rows=RowDraws(
-            t=t,
-            weight=weight,
-            noise=jax.vmap(lambda row: jax.random.fold_in(noise_key, row))(jnp.arange(rows)),
-            keep=jax.random.bernoulli(keep_key, 1.0 - unconditional, (rows,)) if unconditional > 0.0 else None,
-        ),
-        first_pass=(
-            jax.random.bernoulli(coin_key, config.process.self_condition_prob)
-            if config.model.self_conditioning and config.process.self_condition_prob > 0.0
-            else None
-        ),
-        dropout=dropout_key if config.model.dropout > 0.0 else None,
-    )
 
 
 def batch_loss(
@@ -77,42 +32,18 @@ def batch_loss(
     config: RunConfig,
 ) -> tuple[Float[Array, ""], RowFigures]:
     """The objective over some rows, divided by `total`, the counted positions of the whole batch."""
-    denoiser = nnx.merge(graphdef, params)
-    tokens, target, valid = batch["tokens"], batch["target"], batch["valid"]
-    t, weight, noise_keys, keep = draws.rows
-    encode_key, network_key = (None, None) if draws.dropout is None else jax.random.split(draws.dropout)
-    x0 = denoiser.embed(tokens)
-    noised = process.corrupt(noise_keys, x0, t, target)
-    condition = denoiser.encode(tokens, target, valid, keep, key=encode_key)
-
-    def first_pass(frozen: PyTree) -> Float[Array, "b l e"]:
-        frozen_params, z, frozen_condition = frozen
-        frozen_denoiser = nnx.merge(graphdef, frozen_params)
-        return predict(frozen_denoiser, process, z, t, frozen_condition, None, network_key).x0_hat
-
-    self_condition = None
-    if draws.first_pass is not None:
-        frozen = jax.lax.stop_gradient((params, noised.z, condition))
-        nothing = jnp.zeros_like(noised.z)
-        self_condition = jax.lax.cond(draws.first_pass, first_pass, lambda _: nothing, frozen)
-
-    prediction = predict(denoiser, process, noised.z, t, condition, self_condition, network_key)
-    terms = process.losses(prediction.raw, prediction.x0_hat, prediction.logits, tokens, x0, noised)
-    positions = counted(target, valid, config.process.loss_on, config.process.loss_on_padding)
-    losses = process.total(terms | {"mse": terms["mse"] * process.weights(t)[:, None]})
-    objective = reduce(losses, positions, weight, total)
+    found = PASSES[process.kind](graphdef, params, process, batch, draws, config)
+    objective = reduce(found.objective, found.positions, draws.rows.weight, total)
 
     def row_sum(values: Array) -> Float[Array, " b"]:
-        return jax.lax.stop_gradient(jnp.sum(jnp.where(positions, values, 0.0), axis=1))
+        return jax.lax.stop_gradient(jnp.sum(jnp.where(found.positions, values, 0.0), axis=1, dtype=jnp.float32))
 
-    # the largest value, not its place: argmax over the vocabulary is slow on CPUs, and ties are rare
-    own = jnp.take_along_axis(prediction.logits, tokens[..., None], axis=-1)[..., 0]
-    correct = (own >= jnp.max(prediction.logits, axis=-1)).astype(jnp.float32)
     return objective, RowFigures(
-        loss=row_sum(losses),
-        terms={name: row_sum(value) for name, value in terms.items()},
-        correct=row_sum(correct),
-        positions=jnp.sum(positions, axis=1).astype(jnp.float32),
+        loss=row_sum(found.objective),
+        terms={name: row_sum(value) for name, value in found.terms.items()},
+        correct=row_sum(found.correct),
+        predicted=row_sum(found.predicted),
+        positions=row_sum(found.positions),
     )
 
 
@@ -166,20 +97,24 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch, base_key: PRNGKeyArray) -> tuple[TrainState, Float[Array, ""]]:
-        draws = draw(jax.random.fold_in(base_key, state.step), state.timesteps, batch["tokens"].shape[0], config)
+        key = jax.random.fold_in(base_key, state.step)
+        draws = draw(key, state.timesteps, state.process, batch["tokens"].shape[0], config)
         loss, rows, grads = whole_batch_gradient(state.params, graphdef, state.process, batch, draws, config)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         row_loss = rows.loss / jnp.maximum(rows.positions, 1.0)
         t = draws.rows.t
+        row_time = t if t.ndim == 1 else jnp.mean(t, axis=1)
         return TrainState(
             step=state.step + 1,
             params=params,
             ema=averaged(state.ema, params, config.optimizer.ema_decay, state.step),
             opt_state=opt_state,
-            process=state.process.update(t, row_loss),
-            timesteps=state.timesteps.update(t, row_loss),
-            totals=state.totals.add(state.step + 1, state.process.network_time(t), loss, optax.tree.norm(grads), rows),
+            process=state.process.update(row_time, row_loss),
+            timesteps=state.timesteps.update(row_time, row_loss),
+            totals=state.totals.add(
+                state.step + 1, state.process.network_time(row_time), loss, optax.tree.norm(grads), rows
+            ),
         ), loss
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=placement)
@@ -195,9 +130,10 @@ def make_valid_step(
     """
 
     def valid_step(params: PyTree, process: Process, batch: Batch, key: PRNGKeyArray) -> RowFigures:
-        draws = draw(key, Stratified(config.process.timesteps), batch["tokens"].shape[0], config)
+        process = process.at_rest()
+        draws = draw(key, validation_sampler(config.process), process, batch["tokens"].shape[0], config)
         draws = draws._replace(rows=draws.rows._replace(keep=None), dropout=None)
-        _, figures = batch_loss(params, graphdef, process.at_rest(), batch, draws, jnp.float32(1.0), config)
+        _, figures = batch_loss(params, graphdef, process, batch, draws, jnp.float32(1.0), config)
         return jax.tree.map(jnp.sum, figures)
 
     return jax.jit(valid_step)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dimba_jax.config import ConfigError, ProcessConfig
-from dimba_jax.diffusion.gaussian import make_process, noise_from, prediction_from, row_noise, x0_from
+from dimba_jax.diffusion.gaussian import make_gaussian, noise_from, prediction_from, row_noise, x0_from
 from dimba_jax.diffusion.process import Noised
 
 SCHEDULES = ["cosine", "sqrt", "linear", "log_snr", "learned"]
@@ -21,7 +21,7 @@ def keys(rows, seed=0):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("t", [0.001, 0.7])
 def test_moments_of_the_corruption(schedule, t):
-    process = make_process(ProcessConfig(schedule=schedule))
+    process = make_gaussian(ProcessConfig(schedule=schedule))
     rows = 256
     x0 = jnp.broadcast_to(jnp.asarray([[2.0, -1.0, 0.5, 0.0]]), (8, 4))[None].repeat(rows, 0)
     target = jnp.ones((rows, 8), bool)
@@ -36,7 +36,7 @@ def test_moments_of_the_corruption(schedule, t):
 
 
 def test_only_the_target_is_noised():
-    process = make_process(ProcessConfig())
+    process = make_gaussian(ProcessConfig())
     x0 = jax.random.normal(jax.random.key(0), (3, 6, 4))
     target = jnp.asarray([[False] * 3 + [True] * 3] * 3)
     noised = process.corrupt(keys(3), x0, jnp.asarray([0.1, 0.5, 1.0]), target)
@@ -47,7 +47,7 @@ def test_only_the_target_is_noised():
 
 
 def test_noise_of_a_row_does_not_depend_on_its_batch():
-    process = make_process(ProcessConfig())
+    process = make_gaussian(ProcessConfig())
     x0, t, target = jnp.ones((4, 5, 3)), jnp.full(4, 0.5), jnp.ones((4, 5), bool)
     whole = process.corrupt(keys(4), x0, t, target)
     part = process.corrupt(keys(4)[2:3], x0[:1], t[:1], target[:1])
@@ -59,7 +59,7 @@ def test_noise_of_a_row_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("kind", ["x0", "v", "epsilon"])
 @pytest.mark.parametrize("schedule", ["cosine", "sqrt", "learned"])
 def test_conversions_invert_each_other(schedule, kind):
-    process = make_process(ProcessConfig(schedule=schedule, prediction=kind, min_snr_gamma=5.0))
+    process = make_gaussian(ProcessConfig(schedule=schedule, prediction=kind, min_snr_gamma=5.0))
     t = jnp.asarray([0.001, 0.1, 0.5, 0.9, 0.99], jnp.float32)
     x0 = jax.random.normal(jax.random.key(0), (5, 6, 4))
     noised = process.corrupt(keys(5), x0, t, jnp.ones((5, 6), bool))
@@ -73,7 +73,7 @@ def test_conversions_invert_each_other(schedule, kind):
 
 @pytest.mark.parametrize("kind", ["x0", "v", "epsilon"])
 def test_conversions_stay_finite_without_signal(kind):
-    level = make_process(ProcessConfig(zero_terminal_snr=True, prediction="v")).level(jnp.ones(2))
+    level = make_gaussian(ProcessConfig(zero_terminal_snr=True, prediction="v")).level(jnp.ones(2))
     assert float(level.signal[0]) == 0.0
     z = jax.random.normal(jax.random.key(0), (2, 3, 4))
     x0 = jax.random.normal(jax.random.key(1), (2, 3, 4))
@@ -85,7 +85,7 @@ def test_conversions_stay_finite_without_signal(kind):
 
 
 def test_logits_stand_for_their_mean_embedding():
-    process = make_process(ProcessConfig(prediction="logits"))
+    process = make_gaussian(ProcessConfig(prediction="logits"))
     table = jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
     logits = jnp.log(jnp.asarray([[[0.25, 0.75]]]))
     np.testing.assert_allclose(process.denoised(logits, jnp.zeros((1, 1, 2)), jnp.ones(1), table), [[[0.25, 0.75]]])
@@ -93,13 +93,13 @@ def test_logits_stand_for_their_mean_embedding():
 
 def test_every_schedule_is_clean_at_time_zero():
     for schedule in SCHEDULES:
-        level = make_process(ProcessConfig(schedule=schedule)).level(jnp.asarray([0.0, 0.001]))
+        level = make_gaussian(ProcessConfig(schedule=schedule)).level(jnp.asarray([0.0, 0.001]))
         assert float(level.signal[0]) == 1.0 and float(level.noise[0]) == 0.0
         assert 0.0 < float(level.noise[1]) < 0.2
 
 
 def test_losses_by_hand():
-    process = make_process(ProcessConfig(schedule="log_snr", mse_weight=2.0, ce_weight=3.0, prior_weight=5.0))
+    process = make_gaussian(ProcessConfig(schedule="log_snr", mse_weight=2.0, ce_weight=3.0, prior_weight=5.0))
     x0 = jnp.asarray([[[1.0, -1.0], [0.0, 2.0]]])
     x0_hat = jnp.asarray([[[0.0, -1.0], [1.0, 0.0]]])
     logits = jnp.asarray([[[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]])
@@ -117,21 +117,21 @@ def test_losses_by_hand():
 
 def test_min_snr_weights():
     t = jnp.asarray([0.05, 0.5, 0.95], jnp.float32)
-    assert (np.asarray(make_process(ProcessConfig()).weights(t)) == 1.0).all()
-    process = make_process(ProcessConfig(schedule="log_snr", min_snr_gamma=5.0))
+    assert (np.asarray(make_gaussian(ProcessConfig()).weights(t)) == 1.0).all()
+    process = make_gaussian(ProcessConfig(schedule="log_snr", min_snr_gamma=5.0))
     np.testing.assert_allclose(process.weights(t), [5.0, 1.0, np.exp(-9.0)], rtol=1e-4)
 
 
 def test_epsilon_needs_min_snr():
     with pytest.raises(ConfigError, match="min_snr_gamma=0.0"):
-        make_process(ProcessConfig(prediction="epsilon"))
+        make_gaussian(ProcessConfig(prediction="epsilon"))
 
 
 def test_update_moves_a_learned_schedule_only():
     t = jnp.linspace(0.01, 1.0, 2000, dtype=jnp.float32)
-    fixed = make_process(ProcessConfig())
+    fixed = make_gaussian(ProcessConfig())
     assert fixed.update(t, t) == fixed
-    learned = make_process(ProcessConfig(schedule="learned"))
+    learned = make_gaussian(ProcessConfig(schedule="learned"))
     moved = jax.jit(lambda p: p.update(t, t**4))(learned)
     assert float(moved.network_time(jnp.full(1, 0.5))[0]) > 0.6
     assert float(moved.level(jnp.float32(0.5)).signal) < float(learned.level(jnp.float32(0.5)).signal)

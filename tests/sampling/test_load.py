@@ -9,7 +9,7 @@ from flax import nnx
 from dimba_jax.checkpoint import CheckpointError, Checkpoints
 from dimba_jax.config import from_config_dict, to_dict
 from dimba_jax.data.tokenizers import ByteTokenizer
-from dimba_jax.diffusion.gaussian import make_process
+from dimba_jax.diffusion.gaussian import make_gaussian
 from dimba_jax.models.denoiser import Denoiser
 from dimba_jax.sampling.generate import generate
 from dimba_jax.sampling.load import from_parts, load
@@ -34,7 +34,7 @@ def parts():
     )
     params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
     t = jnp.linspace(0.01, 1.0, 2000, dtype=jnp.float32)
-    process = make_process(CONFIG.process).update(t, t**3)
+    process = make_gaussian(CONFIG.process).update(t, t**3)
     return {"params": jax.tree.map(lambda leaf: leaf + 1.0, params), "ema": params, "process": process}
 
 
@@ -61,7 +61,7 @@ def test_load(workdir, parts):
     assert same(state_of(model), parts["ema"])
     assert same(jax.tree.leaves(model.process), jax.tree.leaves(parts["process"]))
     assert float(model.process.level(jnp.float32(0.5)).signal) < float(
-        make_process(CONFIG.process).level(jnp.float32(0.5)).signal
+        make_gaussian(CONFIG.process).level(jnp.float32(0.5)).signal
     )
     assert same(state_of(load(workdir, step=3, ema=False)), parts["params"])
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dimba_jax.config import ProcessConfig, SamplingConfig
-from dimba_jax.diffusion.gaussian import make_process
+from dimba_jax.diffusion.gaussian import make_gaussian
 from dimba_jax.sampling.guidance import guide
 from dimba_jax.sampling.loop import nearest_tokens, sample, stage_steps
 from dimba_jax.sampling.steppers import make_stepper
@@ -23,7 +23,7 @@ EXPECTED = np.where(TARGET, ANSWER, TOKENS)
 
 
 def run(denoiser, settings=SETTINGS, *, rows=4, process=None, stages=0, self_conditioning=True, seed=0, first=0):
-    process = process or make_process(ProcessConfig(timesteps=20))
+    process = process or make_gaussian(ProcessConfig(timesteps=20))
     part = slice(first, first + rows)
     keys = jax.random.split(jax.random.key(seed), 4)[part]
     return sample(
@@ -218,7 +218,7 @@ def test_network_output_as_logits(make_denoiser, table):
     # a network for logits: its own logits choose the tokens, and their mean embedding steers the steps
     denoiser = make_denoiser(ANSWER)
     denoiser.answer = nnx.Param(9.0 * jax.nn.one_hot(jnp.asarray(ANSWER), table.shape[0]))
-    process = make_process(ProcessConfig(timesteps=20, prediction="logits"))
+    process = make_gaussian(ProcessConfig(timesteps=20, prediction="logits"))
     result = run(denoiser, dataclasses.replace(SETTINGS, clamp_from=0.0), process=process)
     np.testing.assert_array_equal(result.tokens, EXPECTED)
     soft = np.asarray(jax.nn.softmax(denoiser.answer[...], axis=-1)) @ table
@@ -227,7 +227,7 @@ def test_network_output_as_logits(make_denoiser, table):
 
 @pytest.mark.parametrize("schedule, prediction", [("sqrt", "v"), ("learned", "x0")])
 def test_every_process_samples(make_denoiser, schedule, prediction):
-    process = make_process(ProcessConfig(timesteps=20, schedule=schedule, prediction=prediction))
+    process = make_gaussian(ProcessConfig(timesteps=20, schedule=schedule, prediction=prediction))
     result = run(make_denoiser(ANSWER), SETTINGS, process=process)
     assert np.isfinite(result.z).all()
     if prediction == "x0":

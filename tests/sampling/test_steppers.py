@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dimba_jax.config import ProcessConfig, SamplingConfig
-from dimba_jax.diffusion.gaussian import make_process
+from dimba_jax.diffusion.gaussian import make_gaussian
 from dimba_jax.diffusion.schedules import Level
 from dimba_jax.sampling.loop import time_grid
 from dimba_jax.sampling.steppers import DDIM, DDPM, DPMSolverPP2M, make_stepper
@@ -65,7 +65,7 @@ STEPPERS = [DDPM(), DDIM(), DDIM(0.5), DPMSolverPP2M()]
 
 
 def process(schedule="cosine", timesteps=1000, **more):
-    return make_process(ProcessConfig(schedule=schedule, timesteps=timesteps, **more))
+    return make_gaussian(ProcessConfig(schedule=schedule, timesteps=timesteps, **more))
 
 
 def linear_moments(process, steps, eta):

@@ -76,7 +76,7 @@ def parts_of(config: RunConfig) -> Parts:
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(build())))()
     state = TrainState.start(
-        params, optimizer, make_process(config.process), make_timestep_sampler(config.process), ROWS
+        params, optimizer, make_process(config.process, VOCAB), make_timestep_sampler(config.process), ROWS
     )
     return Parts(config, graphdef, state, make_train_step(graphdef, optimizer, config))
 

@@ -87,7 +87,7 @@ def test_a_resumed_run_equals_an_unbroken_one(run_config, tmp_path, monkeypatch)
 
     steps = [line["step"] for line in trace(tmp_path / "whole")]
     assert steps == [4, 8, 9, 12, 12]
-    assert {"loss", "mse", "ce", "prior", "grad_norm", "embedding_rms", "rounding_accuracy", "learning_rate"} <= set(
+    assert {"loss", "mse", "ce", "prior", "grad_norm", "embedding_rms", "accuracy", "learning_rate"} <= set(
         trace(tmp_path / "whole")[0]
     )
     assert "valid_loss" in trace(tmp_path / "whole")[2]

@@ -49,11 +49,11 @@ def test_validation_means_weigh_positions():
 
     def batch(loss, positions):
         return RowFigures(jnp.float32(loss), dict.fromkeys(("mse", "ce", "prior"), jnp.float32(1.0)), *map(
-            jnp.float32, (1.0, positions)
+            jnp.float32, (1.0, positions, positions)
         ))  # fmt: skip
 
     means = mean_figures([batch(6.0, 3.0), batch(2.0, 1.0)])
-    assert means == pytest.approx({"loss": 2.0, "mse": 0.5, "ce": 0.5, "prior": 0.5, "rounding_accuracy": 0.5})
+    assert means == pytest.approx({"loss": 2.0, "mse": 0.5, "ce": 0.5, "prior": 0.5, "accuracy": 0.5})
 
 
 def test_work_of_a_row():

@@ -6,12 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dimba_jax.config import MeshConfig
-from dimba_jax.diffusion import make_timestep_sampler, predict
+from dimba_jax.config import MeshConfig, ProcessConfig
+from dimba_jax.diffusion import make_process, make_timestep_sampler, predict
+from dimba_jax.diffusion.passes import draw
 from dimba_jax.parallel import make_mesh, replicated, shard_batch
 from dimba_jax.training.figures import BUCKETS, RowFigures, Totals, summary
 from dimba_jax.training.optimizer import make_optimizer
-from dimba_jax.training.step import batch_loss, draw, make_train_step, make_valid_step
+from dimba_jax.training.step import batch_loss, make_train_step, make_valid_step
+
+GAUSSIAN = make_process(ProcessConfig(), 11)
 
 
 def close(a, b, **tolerance):
@@ -52,16 +55,20 @@ def test_a_step_draws_from_its_number_alone(configs, parts, base_key):
 def test_one_coin_a_step_decides_about_the_first_pass(configs, base_key):
     config = configs(process={"self_condition_prob": 0.5})
     sampler = make_timestep_sampler(config.process)
-    coins = [bool(draw(jax.random.fold_in(base_key, i), sampler, 4, config).first_pass) for i in range(60)]
+    coins = [bool(draw(jax.random.fold_in(base_key, i), sampler, GAUSSIAN, 4, config).first_pass) for i in range(60)]
     assert 15 < sum(coins) < 45
-    assert draw(base_key, sampler, 4, configs(process={"self_condition_prob": 0.0})).first_pass is None
-    assert draw(base_key, sampler, 4, configs(model={"self_conditioning": False})).first_pass is None
+    assert draw(base_key, sampler, GAUSSIAN, 4, configs(process={"self_condition_prob": 0.0})).first_pass is None
+    assert draw(base_key, sampler, GAUSSIAN, 4, configs(model={"self_conditioning": False})).first_pass is None
 
 
 def test_no_gradient_flows_through_the_first_pass(configs, batches, parts, base_key):
     config = configs(process={"self_condition_prob": 1.0})
     tiny, batch = parts(config), batches()
-    state, draws, total = tiny.state, draw(base_key, tiny.state.timesteps, 8, config), jnp.float32(7.0)
+    state, draws, total = (
+        tiny.state,
+        draw(base_key, tiny.state.timesteps, tiny.state.process, 8, config),
+        jnp.float32(7.0),
+    )
 
     def by_hand(params, constant):
         denoiser = nnx.merge(tiny.graphdef, params)
@@ -82,14 +89,14 @@ def test_no_gradient_flows_through_the_first_pass(configs, batches, parts, base_
 
 def test_condition_dropout_withholds_the_source_of_some_rows(configs, base_key):
     config = configs(process={"condition_dropout": 0.25})
-    keep = draw(base_key, make_timestep_sampler(config.process), 400, config).rows.keep
+    keep = draw(base_key, make_timestep_sampler(config.process), GAUSSIAN, 400, config).rows.keep
     assert 260 < int(keep.sum()) < 340
-    assert draw(base_key, make_timestep_sampler(config.process), 4, configs()).rows.keep is None
+    assert draw(base_key, make_timestep_sampler(config.process), GAUSSIAN, 4, configs()).rows.keep is None
 
 
 def test_noise_of_a_row_does_not_depend_on_the_batch(configs, base_key):
     sampler = make_timestep_sampler(configs().process)
-    few, many = (draw(base_key, sampler, rows, configs()).rows.noise for rows in (3, 8))
+    few, many = (draw(base_key, sampler, GAUSSIAN, rows, configs()).rows.noise for rows in (3, 8))
     np.testing.assert_array_equal(jax.random.key_data(few), jax.random.key_data(many)[:3])
 
 
@@ -116,29 +123,31 @@ def test_figures_add_up(configs, parts, base_key):
     assert float(state.totals.positions.sum()) == 5 * 8 * 5  # steps, rows, target positions
     by_t = [figures[f"loss_by_t/t{i / 10:.1f}-{(i + 1) / 10:.1f}"] for i in range(BUCKETS)]
     assert np.dot(by_t, state.totals.positions) / 200 == pytest.approx(figures["loss"], rel=1e-5)
-    assert 0.0 <= figures["rounding_accuracy"] <= 1.0
+    assert 0.0 <= figures["accuracy"] <= 1.0
 
 
 def rows_with(losses):
     losses = jnp.asarray(losses, jnp.float32)
     ones = jnp.ones_like(losses)
-    return RowFigures(losses, {"mse": losses, "ce": ones, "prior": ones}, ones, 2.0 * ones)
+    return RowFigures(losses, {"mse": losses, "ce": ones, "prior": ones}, ones, 2.0 * ones, 2.0 * ones)
 
 
 def test_buckets_hold_their_upper_edge():
     t = jnp.asarray([0.05, 0.1, 0.15, 1.0])
-    totals = Totals.zero(4).add(jnp.int32(1), t, jnp.float32(1.0), jnp.float32(1.0), rows_with([1.0, 2.0, 4.0, 8.0]))
+    totals = Totals.zero(4, GAUSSIAN.terms).add(
+        jnp.int32(1), t, jnp.float32(1.0), jnp.float32(1.0), rows_with([1.0, 2.0, 4.0, 8.0])
+    )
     np.testing.assert_allclose(totals.bucket_loss, [3.0, 4.0, 0, 0, 0, 0, 0, 0, 0, 8.0])
     figures = summary(totals)
     assert figures["loss_by_t/t0.0-0.1"] == pytest.approx(0.75)
     assert "loss_by_t/t0.2-0.3" not in figures
-    assert figures["rounding_accuracy_by_t/t0.9-1.0"] == pytest.approx(0.5)
+    assert figures["accuracy_by_t/t0.9-1.0"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("bad", [(np.nan, 1.0), (np.inf, 1.0), (1.0, np.nan)])
 def test_the_first_step_that_is_not_finite_is_kept(bad):
     t, fine = jnp.full(3, 0.5), (jnp.float32(1.0), jnp.float32(1.0))
-    totals = Totals.zero(3).add(jnp.int32(4), t, *fine, rows_with([1.0, 1.0, 1.0]))
+    totals = Totals.zero(3, GAUSSIAN.terms).add(jnp.int32(4), t, *fine, rows_with([1.0, 1.0, 1.0]))
     assert int(totals.bad_step) == -1
     totals = totals.add(jnp.int32(5), t, *map(jnp.float32, bad), rows_with([1.0, bad[0], 1.0]))
     totals = totals.add(jnp.int32(6), t, jnp.float32(np.nan), fine[1], rows_with([np.nan, 1.0, np.nan]))

@@ -1,0 +1,49 @@
+"""A pass of Gaussian diffusion on embeddings."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+from dimba_jax.config import RunConfig
+from dimba_jax.diffusion.gaussian import Gaussian
+from dimba_jax.diffusion.objective import counted
+from dimba_jax.diffusion.passes.contract import Batch, Pass, StepDraws, is_best
+from dimba_jax.diffusion.predict import predict
+
+
+def gaussian_pass(
+    graphdef: nnx.GraphDef, params: PyTree, process: Gaussian, batch: Batch, draws: StepDraws, config: RunConfig
+) -> Pass:
+    """Noises the targets and predicts them, perhaps from an earlier prediction (self-conditioning)."""
+    denoiser = nnx.merge(graphdef, params)
+    tokens, target, valid = batch["tokens"], batch["target"], batch["valid"]
+    t, _, noise_keys, keep = draws.rows
+    encode_key, network_key = (None, None) if draws.dropout is None else jax.random.split(draws.dropout)
+    x0 = denoiser.embed(tokens)
+    noised = process.corrupt(noise_keys, x0, t, target)
+    condition = denoiser.encode(tokens, target, valid, keep, key=encode_key)
+
+    def first_pass(frozen: PyTree) -> Float[Array, "b l e"]:
+        frozen_params, z, frozen_condition = frozen
+        frozen_denoiser = nnx.merge(graphdef, frozen_params)
+        return predict(frozen_denoiser, process, z, t, frozen_condition, None, network_key).x0_hat
+
+    self_condition = None
+    if draws.first_pass is not None:
+        frozen = jax.lax.stop_gradient((params, noised.z, condition))
+        nothing = jnp.zeros_like(noised.z)
+        self_condition = jax.lax.cond(draws.first_pass, first_pass, lambda _: nothing, frozen)
+
+    prediction = predict(denoiser, process, noised.z, t, condition, self_condition, network_key)
+    terms = process.losses(prediction.raw, prediction.x0_hat, prediction.logits, tokens, x0, noised)
+    positions = counted(target, valid, config.process.loss_on, config.process.loss_on_padding)
+    return Pass(
+        objective=process.total(terms | {"mse": terms["mse"] * process.weights(t)[:, None]}),
+        terms=terms,
+        positions=positions,
+        predicted=positions,
+        correct=positions & is_best(prediction.logits, tokens),
+    )
