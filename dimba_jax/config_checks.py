@@ -156,6 +156,10 @@ def _check_kind(c: RunConfig, need: Callable[[bool, str], None]) -> None:
         f"data.target_length={d.target_length}",
     )
     need(
+        p.loss_on == "target" or p.kind == "gaussian",
+        f"config.process.loss_on={p.loss_on!r}: process.kind={p.kind!r} has its loss on the target alone",
+    )
+    need(
         not p.search_time_range or p.block_size > 0,
         "config.process.search_time_range is for block diffusion: set process.block_size",
     )

@@ -136,22 +136,26 @@ def mean_figures(batches: Sequence[RowFigures]) -> dict[str, float]:
     return {"loss": total.loss / count} | terms | {"accuracy": total.correct / max(total.predicted, 1.0)}
 
 
-def flops_per_row(params: PyTree, *, source: int, backbone: int, tied: int = 0, forwards: float = 0.0) -> float:
+def flops_per_row(
+    params: PyTree, *, source: int, backbone: int, head: int = 0, tied: int = 0, forwards: float = 0.0
+) -> float:
     """Floating-point operations of one training step for one row.
 
     Every weight of a matmul (a leaf named `kernel`) takes 6 for each position it meets, 2 forward and 4
     backward, plus 2 for each further forward pass without gradient (self-conditioning: its probability).
     The modulation, the time's MLP and the pooled prompt meet a row once, the prompt encoder `source`
-    positions, all else `backbone`. `tied` is v * e where the head multiplies by the table, else 0. The
+    positions, a token model's head `head` (0: as all else), all else `backbone`. `tied` is the size of
+    the table where the head multiplies by it, else 0. The
     scans' and attention's own products and what remat repeats are not counted.
     """
-    total = tied * backbone
+    head = head or backbone
+    total = tied * head
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [jax.tree_util.keystr((key,), simple=True) for key in path]
         if names[-1] != "kernel":
             continue
         once = "modulation" in names or names[0] == "time" or names[:2] == ["prompt", "pool"]
-        positions = 1 if once else source if names[0] == "prompt" else backbone
+        positions = 1 if once else {"prompt": source, "head": head}.get(names[0], backbone)
         total += math.prod(leaf.shape) * positions
     return (6.0 + 2.0 * forwards) * total
 

@@ -8,6 +8,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, PyTree
 
 from dimba_jax import parallel
 from dimba_jax.data.pipeline import valid_batches
@@ -23,6 +24,7 @@ from dimba_jax.training.metrics import Metrics
 from dimba_jax.training.optimizer import learning_rate
 from dimba_jax.training.setup import Run
 from dimba_jax.training.step import make_valid_step
+from dimba_jax.training.time_range import search_time_range
 
 SAMPLE_PROMPTS = 4
 VALID_KEY = 1  # seeds the draws of every validation, so that two of them differ by their parameters alone
@@ -59,12 +61,14 @@ class Reporter:
         self._valid_rows: Rows | None = None
         self._peak = peak_flops(jax.devices()[0])
         forwards = run.config.process.self_condition_prob if run.config.model.self_conditioning else 0.0
-        model, data = run.config.model, run.config.data
+        model, data, process = run.config.model, run.config.data, run.config.process
+        positions = data.target_length if model.context == "none" else data.source_length + data.target_length
         self._flops = flops_per_row(
             run.state.params,
             source=data.source_length,
-            backbone=data.target_length if model.context == "none" else data.source_length + data.target_length,
-            tied=run.tokenizer.vocab_size * model.embedding_dim if model.head == "tied" else 0,
+            backbone=2 * positions if process.block_size else positions,  # the clean stream beside the noisy one
+            head=positions if process.kind == "gaussian" else data.target_length,
+            tied=embeddings(run.state.params).size if model.head == "tied" else 0,
             forwards=forwards,
         )
         self.clock = Clock()
@@ -80,8 +84,7 @@ class Reporter:
         self.check_finite()
         figures = summary(run.state.totals)
         self.clock.stop()
-        table = run.state.params["tokens"]["embedding"]  # as trained, before any rescaling of its rows
-        figures["embedding_rms"] = float(jnp.sqrt(jnp.mean(jnp.square(table))))
+        figures["embedding_rms"] = float(jnp.sqrt(jnp.mean(jnp.square(embeddings(run.state.params)))))
         figures["learning_rate"] = float(np.asarray(self._rate(step - 1)))
         speed = self._speed()
         self._metrics.scalars(step, figures | speed)
@@ -126,27 +129,39 @@ class Reporter:
         batches = valid_batches(
             self._valid_rows, training.batch_size, training.valid_batches, jax.process_index(), jax.process_count()
         )
-        found = []
-        for number, batch in enumerate(batches):
-            placed = parallel.shard_batch(run.mesh, model_inputs(batch))
-            key = jax.random.fold_in(jax.random.key(VALID_KEY), number)
-            found.append(self._valid_step(run.state.ema, run.state.process, placed, key))
+        placed = [parallel.shard_batch(run.mesh, model_inputs(batch)) for batch in batches]
+        keys = [jax.random.fold_in(jax.random.key(VALID_KEY), number) for number in range(len(placed))]
+        found = [
+            self._valid_step(run.state.ema, run.state.process, batch, key)
+            for batch, key in zip(placed, keys, strict=True)
+        ]
         figures = mean_figures(found)
         self._metrics.scalars(step, {f"valid_{name}": value for name, value in figures.items()})
+        if run.config.process.search_time_range:
+            process, searched = search_time_range(run.graphdef, run.state.ema, run.state.process, placed, run.config)
+            run.state = dataclasses.replace(run.state, process=jax.device_put(process, parallel.replicated(run.mesh)))
+            self._metrics.scalars(step, searched)
         self._bar.update(0, valid_loss=figures["loss"])
         self.clock.go()
 
     def sample(self, step: int) -> None:
-        """Texts of the averaged parameters for the first prompts of the validation split."""
+        """Texts of the averaged parameters: for the first prompts of the validation split, or from nothing."""
         run = self._run
         self.clock.stop()
-        prompts = [example.source for example in load_split(run.config.data, "valid")[:SAMPLE_PROMPTS]]
+        text = run.config.data.source == "text"
+        prompts = [""] * SAMPLE_PROMPTS if text else self._prompts()
         if jax.process_index() == 0:
             settings = dataclasses.replace(run.config.sampling, num_samples=1)
-            pairs = [(made.prompt, made.texts[0]) for made in generate(self._model(step), prompts, settings)]
+            from dimba_jax.sampling.generate import complete
+
+            write = complete if text else generate
+            pairs = [(made.prompt, made.texts[0]) for made in write(self._model(step), prompts, settings)]
             self._metrics.texts(step, pairs)
             self._bar.write("\n".join([f"samples at step {step:,}:", *(f"  {a}  ->  {b}" for a, b in pairs)]))
         self.clock.go()
+
+    def _prompts(self) -> list[str]:
+        return [example.source for example in load_split(self._run.config.data, "valid")[:SAMPLE_PROMPTS]]
 
     def _model(self, step: int) -> LoadedModel:
         """The averaged network on this process's first device: sampling is no collective."""
@@ -165,6 +180,11 @@ class Reporter:
         if self._peak is not None:
             speed["flops_utilisation"] = pairs * self._flops / (self._peak * self._run.mesh.size)
         return speed
+
+
+def embeddings(params: PyTree) -> Array:
+    """The table as trained, before any rescaling of its rows."""
+    return params["tokens"]["embedding"] if "tokens" in params else params["table"]
 
 
 def _some(ids: np.ndarray) -> str:

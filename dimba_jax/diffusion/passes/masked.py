@@ -28,14 +28,13 @@ def masked_pass(
     t = position_times(draws.rows.t, first, tokens.shape[1])
     noised = process.corrupt(draws.rows.noise, tokens, t, target)
     visible = visible_positions(batch, draws.rows.keep)
-    time = process.network_time(t)
+    time = process.network_time(draws.rows.t)
     if size:
         logits = denoiser.two_streams(
             noised.tokens, tokens, time, visible=visible, block_size=size, first=first, key=draws.dropout
         )
     else:
-        # one time a row, so that what modulates the blocks is computed once for all its positions
-        logits = denoiser(noised.tokens, time[:, -1], visible=visible, first=first, key=draws.dropout)
+        logits = denoiser(noised.tokens, time, visible=visible, first=first, key=draws.dropout)
     noised = noised._replace(tokens=noised.tokens[:, first:], masked=noised.masked[:, first:], t=noised.t[:, first:])
     tokens = tokens[:, first:]
     positions = counted(target, batch["valid"], "target", config.process.loss_on_padding)[:, first:]
@@ -60,7 +59,7 @@ def position_times(t: Float[Array, "b ..."], first: int, length: int) -> Float[A
     return jnp.concatenate([jnp.broadcast_to(t[:, :1], (t.shape[0], first)), blocks], axis=1)
 
 
-def visible_positions(batch: Batch, keep: Bool[Array, " b"] | None) -> Bool[Array, "b l"] | None:
+def visible_positions(batch: Batch, keep: Bool[Array, " b"] | None) -> Bool[Array, "b l"]:
     """What the network may see: the source without its padding, unless it is withheld, and all of the target."""
     source = batch["valid"] & ~batch["target"]
     if keep is not None:
