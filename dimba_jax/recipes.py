@@ -1,15 +1,18 @@
-"""What the files in `configs/` have in common: the choice of a variant, and the version for a small CPU."""
+"""What the files in `configs/` have in common: the choice of a variant, its twins, and the version for a small CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dimba_jax.config import ConfigError, RunConfig, to_config_dict
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+# DiffuMamba-H: attention first, then in every fifth layer (experiments/diffumamba_parameters says why not every sixth)
+HYBRID = ("attention", "mamba2", "mamba2", "mamba2", "mamba2")
 
 
 def choose(arg: str, variants: Mapping[str, RunConfig]) -> ConfigDict:
@@ -22,6 +25,40 @@ def choose(arg: str, variants: Mapping[str, RunConfig]) -> ConfigDict:
         known = ", ".join(f":{name}" for name in variants if name) or "none"
         raise ConfigError(f"this recipe has no variant ':{arg}'; choose one of {known}, or leave the colon out")
     return to_config_dict(variants[arg])
+
+
+def with_model(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
+    """The same recipe under a name of its own, with another network."""
+    return replace(config, name=f"{config.name}_{suffix}", model=replace(config.model, **model))
+
+
+def autoregressive(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
+    """The next-token twin: the same data, training and sampling settings, and a network that looks back only."""
+    twin = with_model(config, suffix, direction="causal", **model)
+    return replace(twin, process=replace(config.process, kind="autoregressive"))
+
+
+def tiny(config: RunConfig, suffix: str = "tiny", *, steps: int, learning_rate: float) -> RunConfig:
+    """A language model's recipe for 2 CPU cores: a few minutes of training that are worth looking at.
+
+    Bytes, rows of 128, two layers of width 128 whose Mamba-2 scans both directions at once.
+    """
+    config = replace(config, name=f"{config.name}_{suffix}")
+    return replace(
+        config,
+        data=replace(config.data, target_length=128),
+        tokenizer=replace(config.tokenizer, kind="bytes"),
+        model=replace(
+            config.model, d_model=128, layers=2, state_dim=16, head_dim=64, dropout=0.0, dtype="float32",
+            direction="causal" if config.model.direction == "causal" else "shared", scan_layers=False, remat="none",
+        ),
+        optimizer=replace(config.optimizer, learning_rate=learning_rate, warmup_steps=100, ema_decay=0.995),
+        training=replace(
+            config.training, steps=steps, batch_size=16, accumulate=1, log_every=50, checkpoint_every=500,
+            valid_every=500, valid_batches=16, sample_every=0,
+        ),
+        sampling=replace(config.sampling, steps=min(config.sampling.steps, 64), batch_size=16),
+    )  # fmt: skip
 
 
 def smoke(config: RunConfig) -> RunConfig:

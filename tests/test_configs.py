@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from dimba_jax.config import ConfigError, RunConfig, from_config_dict, to_config_dict
+from dimba_jax.data.tokenizers import ByteTokenizer
+from dimba_jax.models.build import abstract_denoiser
 from dimba_jax.recipes import choose, smoke
-from dimba_jax.training.setup import abstract_denoiser
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
@@ -21,7 +22,14 @@ RECIPES = {
     "qg": ("", "smoke"),
     "simplification": ("", "smoke"),
     "dialogue": ("", "smoke"),
-}
+    "qqp_masked": ("", "h", "tran", "ar", "smoke"),
+    "wikitext2": ("", "h", "tran", "ar", "ar-mamba", "tiny", "tiny-ar"),
+    "shakespeare": ("", "h", "tran", "ar", "ar-mamba", "tiny", "tiny-ar"),
+    "diffumamba": (
+        "", "240m", "240m-h", "240m-tran", "500m", "500m-h", "500m-tran", "1b3", "1b3-h", "1b3-tran", "h", "tran", "ar",
+        "ar-mamba", "tiny", "tiny-h", "tiny-tran", "tiny-ar",
+    ),
+}  # fmt: skip
 VARIANTS = [(name, arg) for name, args in RECIPES.items() for arg in args]
 
 
@@ -38,7 +46,8 @@ def run_config(name: str, arg: str) -> RunConfig:
 
 
 def parameters(config: RunConfig) -> int:
-    _, state = abstract_denoiser(config, config.tokenizer.vocab_size)
+    vocab_size = ByteTokenizer.vocab_size if config.tokenizer.kind == "bytes" else config.tokenizer.vocab_size
+    _, state = abstract_denoiser(config, vocab_size)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
 
 
@@ -62,7 +71,7 @@ def test_config_is_locked(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_unknown_variant_names_the_known(name):
-    with pytest.raises(ConfigError, match=r"no variant ':8b'.*:smoke"):
+    with pytest.raises(ConfigError, match=rf"no variant ':8b'.*:{RECIPES[name][-1]}\b"):
         recipe(name).get_config("8b")
 
 
@@ -70,7 +79,8 @@ def test_unknown_variant_names_the_known(name):
 def test_docstring_tells_command_hardware_and_variants(name):
     text = recipe(name).__doc__
     assert f"--config=configs/{name}.py" in text and "Hardware:" in text
-    assert set(re.findall(r"^  :(\w+) ", text, re.MULTILINE)) == {arg for arg in RECIPES[name] if arg}
+    lines = re.findall(r"^  (:\w.*)$", text, re.MULTILINE)
+    assert set(re.findall(r"(?<!\S):([\w-]+)", " ".join(lines))) == {arg for arg in RECIPES[name] if arg}
 
 
 @pytest.mark.parametrize("name", ["mambadiff_qqp", "diffuseq_qqp"])
@@ -86,12 +96,71 @@ def test_mambadiff_and_diffuseq_are_twins():
     assert (mamba.model.pattern, transformer.model.pattern) == (("mamba",), ("attention",))
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if "smoke" in RECIPES[name] and name != "quickstart"])
 def test_smoke_is_the_same_recipe_on_the_same_data(name):
     small, full = run_config(name, "smoke"), run_config(name, "")
     assert small.data == full.data and small.process == full.process
     assert (small.model.pattern, small.model.prompt_encoder) == (full.model.pattern, full.model.prompt_encoder)
     assert parameters(small) < 1e6 and small.model.dtype == "float32"
+
+
+@pytest.mark.parametrize("name", ["qqp_masked", "wikitext2", "shakespeare"])
+def test_twins_differ_in_the_network_alone(name):
+    base = run_config(name, "")
+    assert base.process.kind == "masked" and base.model.pattern == ("mamba2",)
+    for arg in set(RECIPES[name]) - {"", "smoke", "tiny", "tiny-ar"}:
+        twin = run_config(name, arg)
+        assert parameters(twin) == pytest.approx(parameters(base), rel=0.02), arg
+        for group in ("data", "tokenizer", "optimizer", "training", "sampling"):
+            assert getattr(twin, group) == getattr(base, group), (arg, group)
+        assert twin.model.dropout == base.model.dropout and twin.name != base.name
+        causal = arg.startswith("ar")
+        assert (twin.process.kind == "autoregressive") == (twin.model.direction == "causal") == causal
+        attention = {"h": 2, "tran": twin.model.layers, "ar": twin.model.layers, "ar-mamba": 0}[arg]
+        assert layers(twin).count("attention") == attention
+        assert layers(twin)[0] == ("mamba2" if arg == "ar-mamba" else "attention")
+
+
+def layers(config: RunConfig) -> list[str]:
+    pattern = config.model.pattern
+    return [pattern[i % len(pattern)] for i in range(config.model.layers)]
+
+
+@pytest.mark.parametrize(
+    ("size", "d_model", "depth", "billions"), [("240m", 960, 24, 25), ("500m", 960, 36, 50), ("1b3", 1920, 24, 120)]
+)
+def test_diffumamba_has_the_shapes_and_budgets_of_its_paper(size, d_model, depth, billions):
+    for twin, attention, ratio in (("", [], 2), ("-h", list(range(0, depth, 5)), 2), ("-tran", list(range(depth)), 4)):
+        config = run_config("diffumamba", size + twin)
+        m = config.model
+        assert (m.d_model, m.layers, m.state_dim, m.conv_width, m.expand) == (d_model, depth, 128, 4, 2)
+        assert (m.direction, m.mlp_ratio, m.modulation, m.head) == ("untied", ratio, "adaln_zero", "untied")
+        assert [i for i, mixer in enumerate(layers(config)) if mixer == "attention"] == attention
+        o = config.optimizer
+        assert (o.beta1, o.beta2, o.weight_decay, o.clip_norm, o.ema_decay) == (0.9, 0.95, 0.1, 1.0, 0.9999)
+        assert config.training.batch_size * config.data.target_length == 512 * 1024
+        assert config.training.steps * 512 * 1024 == pytest.approx(billions * 1e9, rel=1e-4)
+    assert run_config("diffumamba", "") == run_config("diffumamba", "240m")
+    for short in ("h", "tran"):
+        assert run_config("diffumamba", short) == run_config("diffumamba", f"240m-{short}")
+
+
+@pytest.mark.parametrize(("name", "arg"), [(name, arg) for name, arg in VARIANTS if arg.startswith("tiny")])
+def test_tiny_variants_need_no_download_and_no_gpu(name, arg):
+    config = run_config(name, arg)
+    assert config.data.source == "text" and config.data.path == "" and config.data.source_length == 0
+    assert config.tokenizer.kind == "bytes" and config.data.normalize == "none"
+    assert parameters(config) < 1e6 and config.model.dtype == "float32"
+    kind = "autoregressive" if arg.endswith("-ar") else "masked"
+    assert config.process.kind == kind
+    assert set(layers(config)) == {"tiny": {"mamba2"}, "tiny-h": {"attention", "mamba2"}}.get(arg, {"attention"})
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "shakespeare", "diffumamba"])
+def test_likelihoods_are_of_the_text_itself(name):
+    for arg in RECIPES[name]:
+        config = run_config(name, arg)
+        assert config.data.normalize == "none" and (config.tokenizer.kind == "bytes" or config.tokenizer.lossless)
 
 
 def test_choose_without_variants_says_so():

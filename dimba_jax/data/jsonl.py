@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dimba_jax.data.examples import DataError, Example, read_lines
+from dimba_jax.data.examples import DataError, Example, named_files, read_lines
 
 _RANGE = re.compile(r"^(?P<name>.+?)\[(?P<start>-?\d*):(?P<stop>-?\d*)\]$")
 
@@ -25,9 +25,7 @@ def load_jsonl(folder: Path, files: Sequence[str], columns: tuple[str, str]) -> 
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder (config.data.path must hold {', '.join(files)})")
-    if not files:
-        raise DataError("config.data.train_files is empty: name at least one file")
-    pairs = [pair for spec in _expanded(folder, files) for pair in _read_file(folder, spec, columns)]
+    pairs = [pair for spec in named_files(folder, files) for pair in _read_file(folder, spec, columns)]
     return [Example(source, targets, row) for row, (source, targets) in enumerate(pairs)]
 
 
@@ -56,21 +54,6 @@ def pair_of(record: Any, columns: tuple[str, str], where: str) -> tuple[str, tup
         if not text.strip():
             raise DataError(f"{where}: {key!r} is blank")
     return source, tuple(targets)
-
-
-def _expanded(folder: Path, specs: Sequence[str]) -> list[str]:
-    """The specs with each pattern replaced by the files it matches; a plain name stays, there or not."""
-    found = []
-    for spec in specs:
-        pattern, bracket, rows = spec.partition("[")
-        if not set(pattern) & set("*?"):
-            found.append(spec)
-            continue
-        names = sorted(path.name for path in folder.glob(pattern))
-        if not names:
-            raise DataError(f"{folder}: no file matches {pattern!r}")
-        found.extend(name + bracket + rows for name in names)
-    return found
 
 
 def _read_file(folder: Path, spec: str, columns: tuple[str, str]) -> list[tuple[str, tuple[str, ...]]]:

@@ -30,6 +30,8 @@ def load_split(config: DataConfig, split: Split) -> list[Example]:
     """
     if split not in ("train", "valid", "test"):
         raise DataError(f"split={split!r}: choose one of 'train', 'valid', 'test'")
+    if config.source == "text":
+        raise DataError("config.data.source='text' holds no pairs of source and target: this needs a model of pairs")
     if config.source == "synthetic":
         return load_synthetic(config.synthetic, split)
     if config.source == "hub":

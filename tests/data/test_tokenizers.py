@@ -1,6 +1,9 @@
 import json
+import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dimba_jax.config import DataConfig, RunConfig, SyntheticConfig, TokenizerConfig
 from dimba_jax.data.examples import DataError
@@ -77,6 +80,94 @@ def test_to_dict_round_trip(tokenizer):
     assert again.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
     with pytest.raises(DataError, match="'words'"):
         tokenizer_from_dict({"kind": "words"})
+
+
+CODE = ["def f(x):", "    return  x", "\tif <unk>:", "        pass  # café", "the cat <unk> sat </s> on the mat ."] * 20
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return SentencePieceTokenizer(train_sentencepiece(CODE, 400, lossless=True))
+
+
+def test_lossless_keeps_what_the_plain_one_loses(exact, pieces):
+    assert exact.lossless and ByteTokenizer().lossless and not pieces.lossless
+    for text in (
+        "  a \n\n\tb  ",
+        "\u2581",
+        " \u2581 \u2581x",
+        "\r\n",
+        "\x00",
+        "<unk></s>\ue000unk<0x41>",
+        "한글🐍",
+        "",
+    ):
+        found = exact.encode(text)
+        assert exact.decode(found) == text, ascii(text)
+        assert not found or min(found) > UNK
+        assert b"".join(exact.spelling[id] for id in found) == text.encode("utf-8")
+    assert pieces.decode(pieces.encode("  a \n b ")) != "  a \n b "
+
+
+# the alphabet of the training text too, for its pieces meet only there
+TEXT = st.text(st.characters(codec="utf-8")) | st.text(st.sampled_from("def return cat<unk>\t\n \u2581é"), max_size=40)
+
+
+@given(TEXT)
+@settings(max_examples=400, deadline=None)
+def test_lossless_round_trip_of_any_text(exact, text):
+    found = exact.encode(text)
+    assert exact.decode(found) == text
+    assert UNK not in found and EOS not in found and PAD not in found
+    assert exact.encode_document(text).tolist() == found == exact.encode_batch(["x", text])[1]
+
+
+def test_lossless_pieces_hold_blanks_and_whole_words(exact):
+    assert len(exact.encode("        ")) <= 3  # an indentation
+    assert len(exact.encode(" <unk>")) <= 2  # the name of no special piece
+    assert exact.encode("a\nb") == [*exact.encode("a"), *exact.encode("\n"), *exact.encode("b")]
+    assert len(exact.encode("\n")) == len(exact.encode("\t")) == 1
+
+
+def test_lossless_decode_of_what_a_model_may_write(exact):
+    byte = {exact.spelling[id]: id for id in range(exact.vocab_size)}
+    assert exact.decode([PAD, byte[b"a"], UNK, byte[b"\xc3"], byte[b"a"], EOS, byte[b"a"]]) == "a\ufffda"
+
+
+def test_lossless_is_a_property_of_the_model(exact, pieces, tmp_path):
+    assert tokenizer_from_dict(json.loads(json.dumps(exact.to_dict()))).lossless
+    assert train_sentencepiece(CODE, 400, lossless=True) == exact.model
+    path = tmp_path / "mine.model"
+    path.write_bytes(pieces.model)
+    with pytest.raises(DataError, match="does not give every text back"):
+        make_tokenizer(RunConfig(tokenizer=TokenizerConfig(model=str(path), lossless=True)))
+    path.write_bytes(exact.model)
+    assert make_tokenizer(RunConfig(tokenizer=TokenizerConfig(model=str(path), lossless=True))).lossless
+
+
+def test_a_lossless_tokenizer_is_kept_apart_in_a_workdir(tmp_path):
+    import dataclasses
+
+    config = quick_config()
+    make_tokenizer(config, tmp_path)
+    other = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, lossless=True))
+    with pytest.raises(DataError, match=r"tokenizer\.model was not trained on this"):
+        make_tokenizer(other, tmp_path)
+
+
+def test_long_documents_take_seconds(exact):
+    text = "\n".join(CODE) * 1500  # 3 MB
+    for tokenizer in (exact, ByteTokenizer()):
+        started = time.perf_counter()
+        found = tokenizer.encode_document(text)
+        assert time.perf_counter() - started < 10
+        assert b"".join(tokenizer.spelling[id] for id in found[-2000:].tolist()) in text.encode("utf-8")
+        assert sum(map(len, (tokenizer.spelling[id] for id in found.tolist()))) == len(text.encode("utf-8"))
+
+
+def test_a_plain_tokenizer_reads_a_document_by_lines(pieces):
+    found = pieces.encode_document("the cat sat\non the mat .").tolist()
+    assert found == pieces.encode("the cat sat") + pieces.encode("on the mat .")
 
 
 def test_too_small_a_vocabulary():

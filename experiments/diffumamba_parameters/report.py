@@ -1,0 +1,124 @@
+"""Counts the parameters of configs/diffumamba.py beside the paper's, and tries the readings of its hybrid's layout.
+
+    PYTHONPATH=.:kernels JAX_PLATFORMS=cpu python experiments/diffumamba_parameters/report.py
+
+Nothing is trained and no weight is made: shapes suffice. Writes results.json and prints the tables of the README.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from dimba_jax.config import RunConfig
+from dimba_jax.models.build import abstract_denoiser
+
+HERE = Path(__file__).parent
+VOCABULARY = 50_304  # GPT-2's, padded: what the paper's tables count with
+NARROW = 128  # width of the condition in MDLM's DiT, on which the paper builds; here it is d_model
+# Billions, as the paper prints them: the names of its sizes, and at the smallest one the two Mamba models
+PAPER = {"tran": {"240m": 0.24, "500m": 0.5, "1b3": 1.3}, "": {"240m": 0.29}, "h": {"240m": 0.26}}
+LAYOUTS = {
+    "every 5th layer": ("attention",) + ("mamba2",) * 4,
+    "one per five Mamba blocks": ("attention",) + ("mamba2",) * 5,
+}
+
+
+def parts(config: RunConfig) -> dict[str, int]:
+    """Parameters by what they belong to; `narrow` is the sum if the condition had 128 components."""
+    _, state = abstract_denoiser(config, VOCABULARY)
+    found = dict.fromkeys(("embeddings", "mixers", "mlps", "modulation", "norms"), 0)
+    shrunk = 0  # of the modulation
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        size = math.prod(leaf.shape)
+        if "modulation" in names:
+            found["modulation"] += size
+            shrunk += size * NARROW // config.model.d_model if "kernel" in names else size
+        elif "time" in names:
+            found["modulation"] += size
+        elif "mixer" in names:
+            found["mixers"] += size
+        elif "mlp" in names:
+            found["mlps"] += size
+        elif {"table", "head"} & set(names):
+            found["embeddings"] += size
+        else:
+            found["norms"] += size
+    total = sum(found.values())
+    time_mlp = 256 * NARROW + NARROW + NARROW * NARROW + NARROW
+    return found | {"total": total, "narrow": total - found["modulation"] + shrunk + time_mlp}
+
+
+def main() -> None:
+    spec = importlib.util.spec_from_file_location("diffumamba", HERE.parents[1] / "configs" / "diffumamba.py")
+    assert spec is not None and spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+
+    counts = {}
+    print(
+        "| size | system | embeddings | mixers | MLPs | modulation | all | with a condition of 128 | paper |\n"
+        "|---|---|---|---|---|---|---|---|---|"
+    )
+    for size in ("240m", "500m", "1b3"):
+        for twin in ("tran", "", "h"):
+            name = f"{size}-{twin}".removesuffix("-")
+            found = counts[name] = parts(recipe.VARIANTS[name])
+            cells = [_millions(found[key]) for key in ("embeddings", "mixers", "mlps", "modulation", "total", "narrow")]
+            paper = PAPER[twin].get(size)
+            print(f"| {size} | {_system(twin)} | {' | '.join(cells)} | {f'{paper:g}B' if paper else '–'} |")
+
+    print("\n| layers | attention | MLP ratio beside it | Tran | Mamba | H | prints as .24 / .29 / .26 |")
+    print("|---|---|---|---|---|---|---|")
+    readings = []
+    for layers in (24, 12):
+        small = {
+            twin: _resized(recipe.VARIANTS[f"240m-{twin}".removesuffix("-")], layers) for twin in ("tran", "", "h")
+        }
+        tran, mamba = (parts(small[twin])["narrow"] for twin in ("tran", ""))
+        for layout, pattern in LAYOUTS.items():
+            for ratio in (2.0, 4.0):
+                model = replace(small["h"].model, pattern=pattern, attention_mlp_ratio=ratio)
+                hybrid = parts(replace(small["h"], model=model))["narrow"]
+                fits = [_prints_as(n, p) for n, p in ((tran, 0.24), (mamba, 0.29), (hybrid, 0.26))]
+                readings.append(
+                    {
+                        "layers": layers,
+                        "attention": layout,
+                        "mlp_ratio": ratio,
+                        "tran": tran,
+                        "mamba": mamba,
+                        "h": hybrid,
+                    }
+                )
+                cells = [str(layers), layout, f"{ratio:g}", *map(_millions, (tran, mamba, hybrid))]
+                print(f"| {' | '.join(cells)} | {' / '.join('yes' if fit else 'no' for fit in fits)} |")
+    results = {"vocabulary": VOCABULARY, "counts": counts, "readings_of_240m": readings}
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _resized(config: RunConfig, layers: int) -> RunConfig:
+    return replace(config, model=replace(config.model, layers=layers))
+
+
+def _prints_as(count: int, billions: float) -> bool:
+    """Whether a count, rounded to hundredths of a billion, is the paper's figure."""
+    return round(count / 1e9, 2) == billions
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f}M"
+
+
+def _system(twin: str) -> str:
+    return {"tran": "DiffuTran", "": "DiffuMamba", "h": "DiffuMamba-H"}[twin]
+
+
+if __name__ == "__main__":
+    main()
