@@ -78,7 +78,17 @@ def imports(*folders: str) -> Iterator[tuple[Path, str]]:
 def test_every_import_is_a_dependency():
     """`pip install -e .` alone must do for every command."""
     distribution = {"tensorboardX": "tensorboardx", "orbax": "orbax-checkpoint", "absl": "absl-py", "jaxlib": "jax"}
-    optional = {"datasets", "huggingface_hub", "bert_score", "jax_triton", "triton"}
+    optional = {
+        "datasets",
+        "huggingface_hub",
+        "bert_score",
+        "jax_triton",
+        "triton",
+        "lm_eval",
+        "mauve",
+        "torch",
+        "transformers",
+    }
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     for path, name in imports("dimba_jax", "kernels", "configs"):
         if name in sys.stdlib_module_names or name in {"dimba_jax", "dimba_kernels"} | optional:

@@ -22,23 +22,43 @@ DECIMALS = {"length": 1, "network_calls": 0}
 
 def format_table(report: Mapping[str, Any]) -> str:
     """The systems as aligned lines, on all rows and, where they are known, on the unseen ones."""
-    blocks = [_block(f"{report['split']}, {report['rows']:,} rows", report["systems"])]
+    blocks = {f"{report['split']}, {report['rows']:,} rows": report["systems"]}
     if report["unseen"] is not None:
-        blocks.append(_block(f"{report['unseen_rows']:,} of them unseen in training", report["unseen"]))
+        blocks[f"{report['unseen_rows']:,} of them unseen in training"] = report["unseen"]
+    return format_blocks(blocks, COLUMNS, DECIMALS)
+
+
+def format_blocks(
+    systems: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    columns: Mapping[str, str],
+    decimals: Mapping[str, int],
+) -> str:
+    """Blocks of lines under a title each, {title: {system: {metric: figure}}}, in common columns.
+
+    Args:
+      columns: metric -> its heading; those that no system of a block has are left out.
+      decimals: of a metric; 4 unless given.
+    """
+    blocks = [_block(title, lines, columns, decimals) for title, lines in systems.items()]
     lines = [line for block in blocks for line in block]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
     out = []
-    for title, *systems in blocks:
-        out += [_aligned(title, widths), rule, *(_aligned(line, widths) for line in systems), ""]
+    for title, *figures in blocks:
+        out += [_aligned(title, widths), rule, *(_aligned(line, widths) for line in figures), ""]
     return "\n".join(out)
 
 
-def _block(title: str, systems: Mapping[str, Mapping[str, float | None]]) -> list[list[str]]:
-    shown = {key: name for key, name in COLUMNS.items() if any(key in metrics for metrics in systems.values())}
+def _block(
+    title: str,
+    systems: Mapping[str, Mapping[str, float | None]],
+    columns: Mapping[str, str],
+    decimals: Mapping[str, int],
+) -> list[list[str]]:
+    shown = {key: name for key, name in columns.items() if any(key in metrics for metrics in systems.values())}
     lines = [[title, *shown.values()]]
     for system, metrics in systems.items():
-        lines.append([system, *(_figure(metrics.get(key), DECIMALS.get(key, 4)) for key in shown)])
+        lines.append([system, *(_figure(metrics.get(key), decimals.get(key, 4)) for key in shown)])
     return lines
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -87,6 +89,11 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     )
     if step is None:
         state = init(init_key)
+        if config.training.init_from:
+            from dimba_jax.interop.pretrained_mamba2 import initial_params
+
+            params = initial_params(config, state.params, config.training.init_from)
+            state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
     else:
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parallel.replicated(mesh)),
