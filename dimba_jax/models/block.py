@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.conditioning import NORMS, PlainNorm
+from dimba_jax.models.conditioning import NORMS, Modulation, NoisyModulation, PlainNorm
 from dimba_jax.models.linear import Linear
 from dimba_jax.models.mixers.build import make_mixer
+from dimba_jax.models.mixers.state import Sides, State
 
 
 class SwiGLU(nnx.Module):
     """W_out (silu(W_gate x) * W_up x) (arXiv 2002.05202); both input matmuls are one."""
 
-    def __init__(self, config: ModelConfig, *, residual_scale: float, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, ratio: float, *, residual_scale: float, rngs: nnx.Rngs):
         # two thirds of the ratio, so that three matrices hold as many weights as two would
-        hidden = max(8, 8 * round(config.mlp_ratio * config.d_model * 2 / 3 / 8))
+        hidden = max(8, 8 * round(ratio * config.d_model * 2 / 3 / 8))
         self.in_proj = Linear(config.d_model, 2 * hidden, config, rngs=rngs)
         self.out_proj = Linear(hidden, config.d_model, config, scale=residual_scale, rngs=rngs)
 
@@ -50,9 +54,10 @@ class Block(nnx.Module):
         self.dropout = config.dropout
         self.mixer_norm = norm(config, rngs=rngs)
         self.mixer = make_mixer(config, mixer, residual_scale=residual_scale, rngs=rngs)
-        if config.mlp_ratio > 0:
+        ratio = mlp_ratio(config, mixer)
+        if ratio > 0:
             self.mlp_norm = norm(config, rngs=rngs)
-            self.mlp = SwiGLU(config, residual_scale=residual_scale, rngs=rngs)
+            self.mlp = SwiGLU(config, ratio, residual_scale=residual_scale, rngs=rngs)
         else:
             self.mlp = None
 
@@ -60,21 +65,79 @@ class Block(nnx.Module):
         self,
         h: Float[Array, "b l d"],
         mask: Bool[Array, "b l"] | None,
-        c: Float[Array, "b c"] | None,
+        c: Modulation | None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b l d"]:
+        return self._run(h, c, lambda x: self.mixer(x, mask), key)[0]
+
+    def extend(
+        self, h: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, c: Modulation | None, state: State
+    ) -> tuple[Float[Array, "b k d"], State]:
+        """A segment that goes on from a state of the mixer, and the state behind it."""
+        return self._run(h, c, lambda x: self.mixer(x, mask, state))
+
+    def refresh(
+        self,
+        h: Float[Array, "b l d"],
+        mask: Bool[Array, "b l"] | None,
+        c: Modulation | None,
+        start: Int[Array, ""] | int,
+        size: int,
+    ) -> tuple[Float[Array, "b l d"], Sides]:
+        """A row, and what its positions [start, start + size) need of the others; see `Mixer.refresh`."""
+        return self._run(h, c, lambda x: self.mixer.refresh(x, mask, start, size))
+
+    def window(
+        self, h: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, c: Modulation | None, sides: Sides
+    ) -> Float[Array, "b k d"]:
+        """Those positions anew."""
+        return self._run(h, c, lambda x: (self.mixer.window(x, mask, sides), None))[0]
+
+    def two_streams(
+        self,
+        clean: Float[Array, "b l d"],
+        noisy: Float[Array, "r k d"],
+        masks: tuple[Bool[Array, "b l"] | None, Bool[Array, "r k"] | None],
+        conditions: tuple[Modulation | None, NoisyModulation | None],
+        first: int,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "r k d"]]:
+        """A clean row and the noisy blocks of the same row, which see the clean ones; see `Mixer.two_streams`."""
+        keys = (None,) * 4 if key is None else jax.random.split(key, 4)
+        (x_clean, gate_clean), (x_noisy, gate_noisy) = map(self.mixer_norm, (clean, noisy), conditions)
+        y_clean, y_noisy = self.mixer.two_streams(x_clean, x_noisy, *masks, first)
+        clean = self._add(clean, y_clean, gate_clean, keys[0])
+        noisy = self._add(noisy, y_noisy, gate_noisy, keys[1])
+        return self._feed_forward(clean, conditions[0], keys[2]), self._feed_forward(noisy, conditions[1], keys[3])
+
+    def _run(
+        self,
+        h: Array,
+        c: Modulation | None,
+        mix: Callable[[Array], tuple[Array, Any]],
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Array, Any]:
+        """Both branches with the mixer run as `mix` says, and the second value of that."""
         mixer_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         x, gate = self.mixer_norm(h, c)
-        y, _ = self.mixer(x, mask)
-        h = self._add(h, y, gate, mixer_key)
-        if self.mlp is not None:
-            x, gate = self.mlp_norm(h, c)
-            h = self._add(h, self.mlp(x), gate, mlp_key)
-        return h
+        y, kept = mix(x)
+        return self._feed_forward(self._add(h, y, gate, mixer_key), c, mlp_key), kept
+
+    def _feed_forward(self, h: Array, c: Modulation | None, key: PRNGKeyArray | None) -> Array:
+        if self.mlp is None:
+            return h
+        x, gate = self.mlp_norm(h, c)
+        return self._add(h, self.mlp(x), gate, key)
 
     def _add(self, h: Array, y: Array, gate: Array | None, key: PRNGKeyArray | None) -> Array:
         y = dropout(y.astype(jnp.float32), self.dropout, key)
         return h + y if gate is None else h + gate * y
+
+
+def mlp_ratio(config: ModelConfig, mixer: str) -> float:
+    """The ratio of the MLP beside a mixer of this name; 0: it has none."""
+    own = mixer == "attention" and config.attention_mlp_ratio >= 0
+    return config.attention_mlp_ratio if own else config.mlp_ratio
 
 
 def dropout(x: Float[Array, "*b d"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*b d"]:

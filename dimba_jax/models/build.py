@@ -6,20 +6,33 @@ from flax import nnx
 
 from dimba_jax.config import RunConfig
 from dimba_jax.models.denoiser import Denoiser
+from dimba_jax.models.token_denoiser import TokenDenoiser
 
 
-def make_denoiser(config: RunConfig, vocab_size: int, rngs: nnx.Rngs) -> Denoiser:
+def make_denoiser(config: RunConfig, vocab_size: int, rngs: nnx.Rngs) -> Denoiser | TokenDenoiser:
     """A fresh network, for rows of the config's lengths and tokens of a tokenizer of `vocab_size`.
+
+    Gaussian processes get a `Denoiser`, those on tokens a `TokenDenoiser`, which an autoregressive
+    process tells no time.
 
     Raises:
       ConfigError: settings of the model that contradict each other.
     """
-    return Denoiser(
+    if config.process.kind == "gaussian":
+        return Denoiser(
+            config.model,
+            vocab_size=vocab_size,
+            source_length=config.data.source_length,
+            target_length=config.data.target_length,
+            output="logits" if config.process.prediction == "logits" else "embedding",
+            rngs=rngs,
+        )
+    return TokenDenoiser(
         config.model,
         vocab_size=vocab_size,
         source_length=config.data.source_length,
-        target_length=config.data.target_length,
-        output="logits" if config.process.prediction == "logits" else "embedding",
+        time_conditioned=config.process.time_conditioning,
+        conditioned=config.process.kind == "masked",
         rngs=rngs,
     )
 

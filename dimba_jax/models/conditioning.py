@@ -16,9 +16,14 @@ from dimba_jax.models.norm import RMSNorm
 TIME_SCALE = 1000.0  # the network sees t in [0, 1] as DDPM's thousand steps
 MAX_PERIOD = 10_000.0
 
+Modulation = Float[Array, "#b c"] | Float[Array, "#b l c"]  # c of a row (one row: of all rows), or of each position
+NoisyModulation = Float[Array, "#r c"] | Float[Array, "#r k c"]  # the same of noisy blocks, beside a clean row
+
 
 class TimeEmbedding(nnx.Module):
     """c = silu(MLP(sinusoidal(1000 t)) + pooled prompt): the vector every block is modulated by.
+
+    One time (and so one c) a row, or one a position.
 
     Raises:
       ConfigError: d_model is odd (sines and cosines come in pairs).
@@ -31,15 +36,15 @@ class TimeEmbedding(nnx.Module):
         self.hidden = Linear(self.size, self.size, config, bias=True, rngs=rngs)
         self.out = Linear(self.size, self.size, config, bias=True, rngs=rngs)
 
-    def __call__(self, t: Float[Array, " b"], pooled: Float[Array, "b c"] | None = None) -> Float[Array, "b c"]:
+    def __call__(self, t: Float[Array, "*b"], pooled: Float[Array, "*b c"] | None = None) -> Float[Array, "*b c"]:
         c = self.out(jax.nn.silu(self.hidden(sinusoidal(TIME_SCALE * t, self.size)))).astype(jnp.float32)
         return jax.nn.silu(c if pooled is None else c + pooled)
 
 
-def sinusoidal(x: Float[Array, " b"], size: int) -> Float[Array, "b d"]:
+def sinusoidal(x: Float[Array, "*b"], size: int) -> Float[Array, "*b d"]:
     """[cos(x w), sin(x w)] with size/2 frequencies w from 1 down to 1/10000."""
     w = jnp.exp(-math.log(MAX_PERIOD) * jnp.arange(size // 2, dtype=jnp.float32) / (size // 2))
-    angle = x.astype(jnp.float32)[:, None] * w
+    angle = x.astype(jnp.float32)[..., None] * w
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -49,7 +54,7 @@ class PlainNorm(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(config.d_model)
 
-    def __call__(self, h: Float[Array, "b l d"], c: Float[Array, "b c"] | None) -> tuple[Float[Array, "b l d"], None]:
+    def __call__(self, h: Float[Array, "b l d"], c: Modulation | None) -> tuple[Float[Array, "b l d"], None]:
         return self.norm(h), None
 
 
@@ -60,7 +65,7 @@ class FilmNorm(nnx.Module):
         self.norm = RMSNorm(config.d_model)
         self.modulation = _zero_linear(config, 2, rngs)
 
-    def __call__(self, h: Float[Array, "b l d"], c: Float[Array, "b c"]) -> tuple[Float[Array, "b l d"], None]:
+    def __call__(self, h: Float[Array, "b l d"], c: Modulation) -> tuple[Float[Array, "b l d"], None]:
         gamma, beta = _parts(self.modulation(c), 2)
         return self.norm(h) * (1 + gamma) + beta, None
 
@@ -72,7 +77,7 @@ class AdditiveNorm(nnx.Module):
         self.norm = RMSNorm(config.d_model)
         self.modulation = _zero_linear(config, 1, rngs)
 
-    def __call__(self, h: Float[Array, "b l d"], c: Float[Array, "b c"]) -> tuple[Float[Array, "b l d"], None]:
+    def __call__(self, h: Float[Array, "b l d"], c: Modulation) -> tuple[Float[Array, "b l d"], None]:
         (beta,) = _parts(self.modulation(c), 1)
         return self.norm(h) + beta, None
 
@@ -85,8 +90,8 @@ class AdaLNZeroNorm(nnx.Module):
         self.modulation = _zero_linear(config, 3, rngs)
 
     def __call__(
-        self, h: Float[Array, "b l d"], c: Float[Array, "b c"]
-    ) -> tuple[Float[Array, "b l d"], Float[Array, "b 1 d"]]:
+        self, h: Float[Array, "b l d"], c: Modulation
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "#b #l d"]]:
         gamma, beta, gate = _parts(self.modulation(c), 3)
         return self.norm(h) * (1 + gamma) + beta, gate
 
@@ -98,5 +103,6 @@ def _zero_linear(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> Linear:
     return Linear(config.d_model, parts * config.d_model, config, bias=True, scale=0.0, rngs=rngs)
 
 
-def _parts(modulation: Float[Array, "b _"], parts: int) -> list[Float[Array, "b 1 d"]]:
-    return jnp.split(modulation.astype(jnp.float32)[:, None, :], parts, axis=-1)
+def _parts(modulation: Float[Array, "*b _"], parts: int) -> list[Float[Array, "#b #l d"]]:
+    modulation = modulation if modulation.ndim == 3 else modulation[:, None]
+    return jnp.split(modulation.astype(jnp.float32), parts, axis=-1)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.block import Block
+from dimba_jax.models.block import Block, mlp_ratio
+from dimba_jax.models.conditioning import Modulation, NoisyModulation
+
+Step = Callable[[Block, Any, Any, PRNGKeyArray | None], tuple[Any, Any]]
 
 
 class Group(nnx.Module):
@@ -22,16 +27,12 @@ class Group(nnx.Module):
             [Block(config, m, conditioned=conditioned, residual_scale=residual_scale, rngs=rngs) for m in mixers]
         )
 
-    def __call__(
-        self,
-        h: Float[Array, "b l d"],
-        mask: Bool[Array, "b l"] | None,
-        c: Float[Array, "b c"] | None,
-        key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b l d"]:
-        for i, block in enumerate(self.blocks):
-            h = block(h, mask, c, None if key is None else jax.random.fold_in(key, i))
-        return h
+
+class Layers(NamedTuple):
+    """One value for every layer, laid out like the parameters: a pytree a block of the pattern."""
+
+    groups: tuple[PyTree, ...] | None  # every leaf with a leading axis over the repeats
+    rest: tuple[PyTree, ...] | None
 
 
 class Stack(nnx.Module):
@@ -49,7 +50,8 @@ class Stack(nnx.Module):
     def __init__(self, config: ModelConfig, layers: int, *, conditioned: bool = True, rngs: nnx.Rngs):
         self.remat, self.scan_layers = config.remat, config.scan_layers
         self.repeats, left = divmod(layers, len(config.pattern))
-        branches = layers * (2 if config.mlp_ratio > 0 else 1)
+        mixers = [config.pattern[i % len(config.pattern)] for i in range(layers)]
+        branches = sum(2 if mlp_ratio(config, mixer) > 0 else 1 for mixer in mixers)
         scale = branches**-0.5
 
         def make(key: PRNGKeyArray, mixers: tuple[str, ...]) -> Group:
@@ -63,35 +65,112 @@ class Stack(nnx.Module):
         self,
         h: Float[Array, "b l d"],
         mask: Bool[Array, "b l"] | None,
-        c: Float[Array, "b c"] | None = None,
+        c: Modulation | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b l d"]:
+        return self._run(lambda block, h, _, key: (block(h, mask, c, key), None), h, None, key)[0]
+
+    def empty(self, rows: int, capacity: int) -> Layers:
+        """The states of all mixers before any position; `capacity` is the most positions they will ever hold."""
+
+        def states(group: Group) -> tuple[PyTree, ...]:
+            return tuple(block.mixer.initial_state(rows, capacity) for block in group.blocks)
+
+        def repeat(x: Array) -> Array:
+            return jnp.broadcast_to(x, (self.repeats, *x.shape))
+
+        groups = None if self.groups is None else jax.tree.map(repeat, states(self.groups))
+        return Layers(groups, None if self.rest is None else states(self.rest))
+
+    def extend(
+        self, h: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, c: Modulation | None, states: Layers
+    ) -> tuple[Float[Array, "b k d"], Layers]:
+        """A segment that goes on from these states, and the states behind it."""
+        return self._run(lambda block, h, state, _: block.extend(h, mask, c, state), h, states)
+
+    def refresh(
+        self,
+        h: Float[Array, "b l d"],
+        mask: Bool[Array, "b l"] | None,
+        c: Modulation | None,
+        start: Int[Array, ""] | int,
+        size: int,
+    ) -> tuple[Float[Array, "b l d"], Layers]:
+        """A row, and what its positions [start, start + size) need of the others in every layer."""
+        return self._run(lambda block, h, *_: block.refresh(h, mask, c, start, size), h)
+
+    def window(
+        self, h: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, c: Modulation | None, sides: Layers
+    ) -> Float[Array, "b k d"]:
+        """Those positions anew, amid the rest as it was in every layer."""
+        return self._run(lambda block, h, sides, _: (block.window(h, mask, c, sides), None), h, sides)[0]
+
+    def two_streams(
+        self,
+        clean: Float[Array, "b l d"],
+        noisy: Float[Array, "r k d"],
+        masks: tuple[Bool[Array, "b l"] | None, Bool[Array, "r k"] | None],
+        conditions: tuple[Modulation | None, NoisyModulation | None],
+        first: int,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "r k d"]:
+        """The noisy blocks, layer by layer beside the clean row; see `Mixer.two_streams`."""
+
+        def step(block: Block, streams: tuple[Array, Array], _: None, key: PRNGKeyArray | None):
+            return block.two_streams(*streams, masks, conditions, first, key), None
+
+        return self._run(step, (clean, noisy), None, key)[0][1]
+
+    def _run(
+        self, step: Step, carry: PyTree, values: Layers | None = None, key: PRNGKeyArray | None = None
+    ) -> tuple[PyTree, Layers]:
+        """`step(block, carry, value, key) -> (carry, value)` over all layers; the values it returns, stacked."""
+
+        def run(group: Group, carry: PyTree, values: tuple | None, key: PRNGKeyArray | None) -> tuple[PyTree, tuple]:
+            out = []
+            for i, block in enumerate(group.blocks):
+                block_key = None if key is None else jax.random.fold_in(key, i)
+                carry, value = step(block, carry, None if values is None else values[i], block_key)
+                out.append(value)
+            return carry, tuple(out)
+
         keys = None if key is None else jax.random.split(key, self.repeats + 1)
+        once = _rematerialised(run, self.remat, scanned=False)
+        group_values = rest_values = None
         if self.groups is not None:
-            layer_keys = None if keys is None else keys[1:]
+            xs = (self.groups, None if values is None else values.groups, None if keys is None else keys[1:])
             if self.scan_layers:
-                run = _rematerialised(self.remat, scanned=True)
-                h, _ = jax.lax.scan(lambda h, xs: (run(xs[0], h, mask, c, xs[1]), None), h, (self.groups, layer_keys))
+                body = _rematerialised(run, self.remat, scanned=True)
+                carry, group_values = jax.lax.scan(lambda carry, x: body(x[0], carry, *x[1:]), carry, xs)
             else:
-                run = _rematerialised(self.remat, scanned=False)
-                for i, group in enumerate(_unstack(self.groups, self.repeats)):
-                    h = run(group, h, mask, c, None if layer_keys is None else layer_keys[i])
+                out = []
+                for group, own, group_key in _unstack(xs, self.repeats):
+                    carry, value = once(group, carry, own, group_key)
+                    out.append(value)
+                group_values = jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
         if self.rest is not None:
-            h = _rematerialised(self.remat, scanned=False)(self.rest, h, mask, c, None if keys is None else keys[0])
-        return h
+            rest = None if values is None else values.rest
+            carry, rest_values = once(self.rest, carry, rest, None if keys is None else keys[0])
+        return carry, Layers(group_values, rest_values)
 
 
-def _rematerialised(remat: str, *, scanned: bool) -> Callable[..., Array]:
+def _rematerialised(run: Callable[..., Any], remat: str, *, scanned: bool) -> Callable[..., Any]:
     """Runs a group, keeping all, none, or the weight matmuls of its activations for the backward pass."""
     if remat == "none":
-        return Group.__call__
+        return run
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     # inside a scan XLA cannot undo the recomputation, so that the guard against it only costs
-    return jax.checkpoint(Group.__call__, policy=policy, prevent_cse=not scanned)
+    return jax.checkpoint(run, policy=policy, prevent_cse=not scanned)
 
 
-def _unstack(groups: Group, repeats: int) -> list[Group]:
-    """The groups one by one. The gradient of one split is one concatenation; of indexing, a padded sum."""
-    leaves, treedef = jax.tree.flatten(groups)
-    parts = [[p.reshape(p.shape[1:]) for p in jax.lax.split(leaf, [1] * repeats)] for leaf in leaves]
-    return [jax.tree.unflatten(treedef, group) for group in zip(*parts, strict=True)]
+def _unstack(stacked: PyTree, repeats: int) -> list[PyTree]:
+    """The layers one by one. The gradient of one split is one concatenation; of indexing, a padded sum."""
+    leaves, treedef = jax.tree.flatten(stacked)
+    parts = [_split(leaf, repeats) for leaf in leaves]
+    return [jax.tree.unflatten(treedef, layer) for layer in zip(*parts, strict=True)]
+
+
+def _split(leaf: Array, repeats: int) -> list[Array]:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return list(leaf)
+    return [part.reshape(part.shape[1:]) for part in jax.lax.split(leaf, [1] * repeats)]

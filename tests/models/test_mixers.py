@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.mixers import Mamba2Core, MambaCore, ScanState, Untied, make_mixer
+from dimba_jax.models.mixers import Mamba2Core, MambaCore, Untied, make_mixer
 from dimba_jax.models.mixers.attention import rotate
 
 D, L = 16, 9
@@ -160,10 +160,10 @@ def test_impossible_shapes_are_named(name, settings, message):
         make_mixer(ModelConfig(**SMALL | settings), name, rngs=nnx.Rngs(0))
 
 
-def test_mixers_without_state_refuse_one():
+def test_reverse_is_for_causal_mixers():
     x = inputs()
-    for mixer in (make("mamba2", "untied"), make("attention", "causal")):
-        with pytest.raises(ValueError, match="carries no"):
-            mixer(x, None, ScanState(x, x))
     with pytest.raises(ValueError, match="has no reverse"):
         make("mamba2", "untied")(x, None, reverse=True)
+    attention = make("attention", "causal")
+    with pytest.raises(ValueError, match="to the right only"):
+        attention(x, None, attention.initial_state(2, L), reverse=True)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ConfigError, ModelConfig
 from dimba_jax.models.linear import Linear
-from dimba_jax.models.mixers.core import ScanState
+from dimba_jax.models.mixers.state import KVCache
 
 ROTARY_BASE = 10_000.0
 
 
 class Attention(nnx.Module):
-    """Softmax attention over the visible positions, of all of them or (causal) of those not ahead.
+    """Softmax attention over the visible positions, of all of them or (causal) of those not ahead; see `Mixer`.
 
-    Scores and softmax are float32. Positions count from 0 at the left end of the row.
+    Scores and softmax are float32. Positions count from 0 at the left end of the row, and go on in a
+    segment from the cache's length.
 
     Raises:
       ConfigError: head_dim is odd or does not divide d_model.
@@ -28,8 +29,9 @@ class Attention(nnx.Module):
             raise ConfigError(
                 f"config.model.head_dim={config.head_dim}: attention needs an even divisor of d_model={config.d_model}"
             )
-        self.heads = config.d_model // config.head_dim
+        self.heads, self.head_dim = config.d_model // config.head_dim, config.head_dim
         self.causal = causal
+        self.dtype = jnp.dtype(config.dtype)
         self.in_proj = Linear(config.d_model, 3 * config.d_model, config, rngs=rngs)
         self.out_proj = Linear(config.d_model, config.d_model, config, scale=residual_scale, rngs=rngs)
 
@@ -37,28 +39,123 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "b l d"],
         mask: Bool[Array, "b l"] | None,
-        state: ScanState | None = None,
+        state: KVCache | None = None,
         *,
         reverse: bool = False,
-    ) -> tuple[Float[Array, "b l d"], None]:
+    ) -> tuple[Float[Array, "b l d"], KVCache | None]:
+        """See `Mixer`. A segment that overruns the cache's capacity is NaN throughout.
+
+        Raises:
+          ValueError: a segment longer than the capacity, or `reverse` with a state.
+        """
         if state is not None:
-            raise ValueError("attention carries no scan state: expected state=None")
-        b, l, d = x.shape
-        q, k, v = (a.reshape(b, l, self.heads, -1) for a in jnp.split(self.in_proj(x), 3, axis=-1))
-        visible = None if mask is None else mask[:, None, None, :]
+            if reverse:
+                raise ValueError("attention goes on from a state to the right only: expected reverse=False")
+            return self._extend(x, mask, state)
+        q, k, v = self._project(x, 0)
+        seen = None if mask is None else mask[:, None]
         if self.causal:
-            order = jnp.tril(jnp.ones((l, l), bool))
-            order = (order.T if reverse else order)[None, None]
-            visible = order if visible is None else order & visible
-        y = jax.nn.dot_product_attention(rotate(q), rotate(k), v, mask=visible)
-        return self.out_proj(y.reshape(b, l, d)), None
+            order = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+            seen = _both((order.T if reverse else order)[None], seen)
+        return self._attend(q, k, v, seen), None
+
+    def initial_state(self, rows: int, capacity: int) -> KVCache:
+        """An empty cache of `capacity` positions."""
+        keys, values = jnp.zeros((2, rows, capacity, self.heads, self.head_dim), self.dtype)
+        return KVCache(keys, values, jnp.zeros((rows, capacity), bool), jnp.zeros((), jnp.int32))
+
+    def two_streams(
+        self,
+        clean: Float[Array, "b l d"],
+        noisy: Float[Array, "r k d"],
+        mask: Bool[Array, "b l"] | None,
+        noisy_mask: Bool[Array, "r k"] | None,
+        first: int,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "r k d"]]:
+        """BD3-LM's masks (arXiv 2503.09573, section 4.1), as one for each stream's queries."""
+        b, l, d = clean.shape
+        rest = l - first
+        place = jnp.arange(l)
+        block = jnp.where(place < first, 0, 1 + (place - first) // noisy.shape[1])
+        clean_q, clean_k, clean_v = self._project(clean, 0)
+        q, k, v = self._project(noisy.reshape(b, rest, d), first)
+        clean_seen, seen = block[:, None] >= block, block[first:, None] == block[first:]
+        if self.causal:
+            order = place[:, None] >= place
+            clean_seen, seen = clean_seen & order, seen & order[:rest, :rest]
+        before = block[first:, None] > block
+        clean_mask = None if mask is None else mask[:, None]
+        noisy_mask = None if noisy_mask is None else noisy_mask.reshape(b, 1, rest)
+        y_clean = self._attend(clean_q, clean_k, clean_v, _both(clean_seen[None], clean_mask))
+        before, seen = (_both(a[None], m) for a, m in ((before, clean_mask), (seen, noisy_mask)))
+        rows = max(before.shape[0], seen.shape[0])
+        seen = jnp.concatenate([jnp.broadcast_to(a, (rows, *a.shape[1:])) for a in (before, seen)], axis=-1)
+        keys, values = jnp.concatenate([clean_k, k], axis=1), jnp.concatenate([clean_v, v], axis=1)
+        return y_clean, self._attend(q, keys, values, seen).reshape(noisy.shape)
+
+    def refresh(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, start: Int[Array, ""] | int, size: int
+    ) -> tuple[Float[Array, "b l d"], KVCache]:
+        """See `Mixer`. What is kept is the whole row: a window overwrites its own positions."""
+        y, cache = self._extend(x, mask, self.initial_state(x.shape[0], x.shape[1]))
+        return y, cache._replace(length=jnp.asarray(start, jnp.int32))
+
+    def window(
+        self, x: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, sides: KVCache
+    ) -> Float[Array, "b k d"]:
+        return self._extend(x, mask, sides)[0]
+
+    def _extend(
+        self, x: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, cache: KVCache
+    ) -> tuple[Float[Array, "b k d"], KVCache]:
+        b, size, _ = x.shape
+        capacity = cache.keys.shape[1]
+        if size > capacity:
+            raise ValueError(f"a segment of {size} positions: the cache holds {capacity}; make it with more capacity")
+        q, k, v = self._project(x, cache.length)
+
+        def put(old: Array, new: Array) -> Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.length, axis=1)
+
+        own = jnp.ones((b, size), bool) if mask is None else mask
+        end = cache.length + size
+        cache = KVCache(put(cache.keys, k), put(cache.values, v), put(cache.valid, own), end)
+        seen = cache.valid[:, None]
+        if self.causal:
+            seen = seen & (jnp.arange(capacity) <= (end - size + jnp.arange(size))[:, None])
+        y = self._attend(q, cache.keys, cache.values, seen)
+        # the update would move back to fit, over positions still needed: an unusable result is better than a wrong one
+        return jnp.where(end <= capacity, y, jnp.nan), cache
+
+    def _project(self, x: Float[Array, "b l d"], start: Int[Array, ""] | int) -> tuple[Array, Array, Array]:
+        """Queries, keys and values (b, l, h, p) of positions from `start` on, rotated."""
+        q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in jnp.split(self.in_proj(x), 3, axis=-1))
+        return rotate(q, start), rotate(k, start), v
+
+    def _attend(
+        self,
+        q: Float[Array, "b l h p"],
+        k: Float[Array, "b m h p"],
+        v: Float[Array, "b m h p"],
+        seen: Bool[Array, "#b #l m"] | None,
+    ) -> Float[Array, "b l d"]:
+        y = jax.nn.dot_product_attention(q, k, v, mask=None if seen is None else seen[:, None])
+        return self.out_proj(y.reshape(*y.shape[:2], -1))
 
 
-def rotate(x: Float[Array, "b l h p"]) -> Float[Array, "b l h p"]:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 34), feature i paired with i + p/2."""
+def _both(a: Bool[Array, "#b #l m"], b: Bool[Array, "#b #l m"] | None) -> Bool[Array, "#b #l m"]:
+    return a if b is None else a & b
+
+
+def rotate(x: Float[Array, "b l h p"], start: Int[Array, ""] | int = 0) -> Float[Array, "b l h p"]:
+    """Rotary position embedding (RoFormer, arXiv 2104.09864, eq. 34), feature i paired with i + p/2.
+
+    Args:
+      start: the position of the first of them.
+    """
     l, half = x.shape[1], x.shape[3] // 2
     frequency = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = (jnp.arange(l, dtype=jnp.float32)[:, None] * frequency)[:, None, :]
+    angle = ((start + jnp.arange(l)).astype(jnp.float32)[:, None] * frequency)[:, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

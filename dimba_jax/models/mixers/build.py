@@ -6,10 +6,10 @@ from flax import nnx
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.mixers.attention import Attention
-from dimba_jax.models.mixers.bidirectional import Shared, Tied, Untied
-from dimba_jax.models.mixers.core import Causal, Mixer
+from dimba_jax.models.mixers.core import Mixer
 from dimba_jax.models.mixers.mamba import MambaCore
 from dimba_jax.models.mixers.mamba2 import Mamba2Core
+from dimba_jax.models.mixers.scanning import Causal, Shared, Tied, Untied
 
 _CORES = {"mamba": MambaCore, "mamba2": Mamba2Core}
 _DIRECTIONS = {"causal": Causal, "untied": Untied, "tied": Tied, "shared": Shared}

@@ -1,44 +1,70 @@
-"""What the state-space mixers have in common: projections around a core that scans in one direction.
+"""The part of a state-space mixer that scans, and what a mixer is.
 
-A core is everything between the two projections (convolution, scan, gate). Keeping it apart lets the
-directions of a bidirectional mixer share projections or fuse them into one matmul.
+A core is everything between the two projections (convolution, scan, gate), in one direction. Keeping it
+apart lets the directions of a bidirectional mixer share projections or fuse them into one matmul.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from dimba_kernels import Implementation
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.linear import Linear
+from dimba_jax.models.mixers.state import ScanState
 
 DT_MIN, DT_MAX = 1e-3, 1e-1  # the step sizes a fresh core starts from, log-uniform
 
 
-class ScanState(NamedTuple):
-    """What a causal mixer carries past the end of a segment."""
-
-    tail: Float[Array, "b k_minus_1 d"]  # the last inputs of the convolution
-    h: Float[Array, "b ..."]  # the state of the scan, float32
-
-
 class Mixer(Protocol):
-    """Mixes along the sequence, causally in the given direction unless built bidirectional."""
+    """Mixes along the sequence. Four ways to run it, which agree wherever they see the same.
+
+    Masks are False at positions that nothing may see; None is all True.
+    """
 
     def __call__(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, state: Any = None, *, reverse: bool = False
+    ) -> tuple[Float[Array, "b l d"], Any]:
+        """A row, or (given a state) the segment that goes on from it; returns y and the state behind it.
+
+        A bidirectional mixer looks ahead inside the segment alone. `reverse` is for causal mixers.
+        Without a state the second value may be None.
+        """
+        ...
+
+    def initial_state(self, rows: int, capacity: int) -> Any:
+        """The state before any position; attention then holds `capacity` positions at most."""
+        ...
+
+    def two_streams(
         self,
-        x: Float[Array, "b l d"],
+        clean: Float[Array, "b l d"],
+        noisy: Float[Array, "r k d"],
         mask: Bool[Array, "b l"] | None,
-        state: ScanState | None = None,
-        *,
-        reverse: bool = False,
-    ) -> tuple[Float[Array, "b l d"], ScanState | None]: ...
+        noisy_mask: Bool[Array, "r k"] | None,
+        first: int,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "r k d"]]:
+        """All blocks of block diffusion at once: each, clean or noisy, goes on from the clean ones before it.
+
+        The clean row is one block of `first` positions (none if 0), then blocks of k; `noisy` holds the
+        other version of the latter, r = b (l - first) / k of them, a row's blocks side by side.
+        """
+        ...
+
+    def refresh(
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, start: Int[Array, ""] | int, size: int
+    ) -> tuple[Float[Array, "b l d"], Any]:
+        """A whole row, and what `window` needs of all but the positions [start, start + size)."""
+        ...
+
+    def window(self, x: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, sides: Any) -> Float[Array, "b k d"]:
+        """Those positions anew, amid the row as it was."""
+        ...
 
 
 class Core(Protocol):
@@ -58,25 +84,74 @@ class Core(Protocol):
         reverse: bool = False,
     ) -> tuple[Float[Array, "b l i"], ScanState]: ...
 
+    def initial_state(self, rows: int) -> ScanState:
+        """The state before any position."""
+        ...
 
-class Causal(nnx.Module):
-    """One core between its projections: the Mamba block of the papers, in either direction."""
+    def conv_inputs(self, projected: Float[Array, "b l w"]) -> Float[Array, "b l _"]:
+        """The features that pass the convolution."""
+        ...
 
-    def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
-        self.core = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, self.core.projected, config, rngs=rngs)
-        self.out_proj = Linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
+    def entry_states(
+        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, state: ScanState, block: int
+    ) -> ScanState:
+        """The states with which a forward scan enters each block, (b l / block) rows, a row's blocks side by side."""
+        ...
 
-    def __call__(
-        self,
-        x: Float[Array, "b l d"],
-        mask: Bool[Array, "b l"] | None,
-        state: ScanState | None = None,
-        *,
-        reverse: bool = False,
-    ) -> tuple[Float[Array, "b l d"], ScanState]:
-        y, state = self.core(self.in_proj(x), mask, state, reverse=reverse)
-        return self.out_proj(y), state
+
+def state_before(
+    core: Core, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, start: Int[Array, ""] | int
+) -> ScanState:
+    """The state with which the forward scan enters position `start`, which may be traced."""
+    # behind `start` the masked scan passes its state on untouched; the convolution of what is before never sees it
+    _, state = core(projected, only(jnp.arange(projected.shape[1]) < start, mask, projected.shape[0]))
+    return ScanState(_conv_slice(core, projected, mask, start, left=True), state.h)
+
+
+def state_behind(
+    core: Core, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, end: Int[Array, ""] | int
+) -> ScanState:
+    """The state with which the reverse scan leaves position `end`, the first behind a window."""
+    behind = only(jnp.arange(projected.shape[1]) >= end, mask, projected.shape[0])
+    _, state = core(projected, behind, reverse=True)
+    return ScanState(_conv_slice(core, projected, mask, end, left=False), state.h)
+
+
+def only(positions: Bool[Array, " l"], mask: Bool[Array, "b l"] | None, rows: int) -> Bool[Array, "b l"]:
+    """The mask, False outside these positions too."""
+    return jnp.broadcast_to(positions, (rows, positions.size)) if mask is None else mask & positions
+
+
+def _conv_slice(core: Core, projected: Array, mask: Array | None, at: Array | int, *, left: bool) -> Array:
+    """The k-1 inputs of the convolution just before position `at`, or (not `left`) from it on."""
+    inputs = core.conv_inputs(projected)
+    if mask is not None:
+        inputs = jnp.where(mask[..., None], inputs, 0)
+    width = core.initial_state(1).tail.shape[1]
+    padded = jnp.pad(inputs, ((0, 0), (width, 0) if left else (0, width), (0, 0)))
+    return jax.lax.dynamic_slice_in_dim(padded, at, width, axis=1)
+
+
+def block_tails(
+    inputs: Float[Array, "b l c"], mask: Bool[Array, "b l"] | None, tail: Float[Array, "b k_minus_1 c"], block: int
+) -> Float[Array, "r k_minus_1 c"]:
+    """The convolution's inputs just before each block of a row that `tail` comes before."""
+    if mask is not None:
+        inputs = jnp.where(mask[..., None], inputs, 0)
+    (_, l, c), width = inputs.shape, tail.shape[1]
+    padded = jnp.concatenate([tail.astype(inputs.dtype), inputs], axis=1)
+    index = jnp.arange(0, l, block)[:, None] + jnp.arange(width)
+    return padded[:, index].reshape(-1, width, c)
+
+
+def blocks(x: Array, size: int) -> Array:
+    """(b, l, ...) as (b l / size, size, ...), a row's blocks side by side."""
+    return x.reshape(-1, size, *x.shape[2:])
+
+
+def block_steps(dt: Float[Array, "r k h"], mask: Bool[Array, "r k"] | None) -> Float[Array, "r h"]:
+    """The step sizes of each block, summed: exp(A times it) is how far a block lets a state decay."""
+    return jnp.sum(dt if mask is None else jnp.where(mask[..., None], dt, 0.0), axis=1)
 
 
 def init_dt_bias(size: int, rngs: nnx.Rngs) -> nnx.Param:

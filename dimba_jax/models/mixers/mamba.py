@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.linear import Linear
-from dimba_jax.models.mixers.core import ScanState, init_conv, init_dt_bias, kernel_choice
+from dimba_jax.models.mixers.core import block_steps, block_tails, blocks, init_conv, init_dt_bias, kernel_choice
+from dimba_jax.models.mixers.state import ScanState
 
 
 class MambaCore(nnx.Module):
@@ -26,7 +27,8 @@ class MambaCore(nnx.Module):
         self.inner = config.expand * config.d_model
         self.projected = 2 * self.inner
         self.rank = math.ceil(config.d_model / 16)
-        self.state_dim = config.state_dim
+        self.state_dim, self.conv_width = config.state_dim, config.conv_width
+        self.dtype = jnp.dtype(config.dtype)
         self.implementation: Implementation | None = kernel_choice(config)
         self.conv, self.conv_bias = init_conv(self.inner, config.conv_width, rngs)
         self.x_proj = Linear(self.inner, self.rank + 2 * self.state_dim, config, rngs=rngs)
@@ -45,15 +47,49 @@ class MambaCore(nnx.Module):
         reverse: bool = False,
     ) -> tuple[Float[Array, "b l i"], ScanState]:
         tail, h = state if state is not None else (None, None)
-        x, z = jnp.split(projected, 2, axis=-1)
-        x, tail = causal_conv1d(
-            x, self.conv[...], self.conv_bias[...], tail=tail, mask=mask, reverse=reverse, activation="silu",
-            implementation=self.implementation,
-        )  # fmt: skip
-        low_rank, B, C = jnp.split(self.x_proj(x), [self.rank, self.rank + self.state_dim], axis=-1)
-        dt = jax.nn.softplus(self.dt_proj(low_rank).astype(jnp.float32) + self.dt_bias[...])
+        z = jnp.split(projected, 2, axis=-1)[1]
+        x, dt, B, C, tail = self._scan_inputs(projected, mask, tail, reverse=reverse)
         y, h = selective_scan(
-            x, dt, -jnp.exp(self.A_log[...]), B, C, D=self.D[...], z=z, h0=h, mask=mask, reverse=reverse,
+            x, dt, self._A(), B, C, D=self.D[...], z=z, h0=h, mask=mask, reverse=reverse,
             implementation=self.implementation,
         )  # fmt: skip
         return y, ScanState(tail, h)
+
+    def initial_state(self, rows: int) -> ScanState:
+        """The state before any position."""
+        tail = jnp.zeros((rows, self.conv_width - 1, self.inner), self.dtype)
+        return ScanState(tail, jnp.zeros((rows, self.inner, self.state_dim)))
+
+    def conv_inputs(self, projected: Float[Array, "b l w"]) -> Float[Array, "b l _"]:
+        """The features that pass the convolution: x."""
+        return jnp.split(projected, 2, axis=-1)[0]
+
+    def entry_states(
+        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, state: ScanState, block: int
+    ) -> ScanState:
+        """The states with which the scan enters each block: what every block adds, joined by a scan over blocks."""
+        x, dt, B, C, _ = self._scan_inputs(projected, mask, state.tail, reverse=False)
+        x, dt, B, C = (blocks(a, block) for a in (x, dt, B, C))
+        inside = None if mask is None else blocks(mask, block)
+        _, added = selective_scan(x, dt, self._A(), B, C, mask=inside, implementation=self.implementation)
+        decay = jnp.exp(block_steps(dt, inside)[..., None] * self._A())
+        decay, added = (a.reshape(projected.shape[0], -1, *a.shape[1:]) for a in (decay, added))
+        decay, added = jax.lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), (decay, added), axis=1)
+        left = decay * state.h[:, None] + added  # the states behind each block
+        h = jnp.concatenate([state.h[:, None], left[:, :-1]], axis=1)
+        return ScanState(block_tails(self.conv_inputs(projected), mask, state.tail, block), h.reshape(-1, *h.shape[2:]))
+
+    def _scan_inputs(
+        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, tail: Array | None, *, reverse: bool
+    ) -> tuple[Float[Array, "b l i"], Float[Array, "b l i"], Float[Array, "b l n"], Float[Array, "b l n"], Array]:
+        """x, dt, B and C; and the tail of the convolution."""
+        x, tail = causal_conv1d(
+            self.conv_inputs(projected), self.conv[...], self.conv_bias[...], tail=tail, mask=mask, reverse=reverse,
+            activation="silu", implementation=self.implementation,
+        )  # fmt: skip
+        low_rank, B, C = jnp.split(self.x_proj(x), [self.rank, self.rank + self.state_dim], axis=-1)
+        dt = jax.nn.softplus(self.dt_proj(low_rank).astype(jnp.float32) + self.dt_bias[...])
+        return x, dt, B, C, tail
+
+    def _A(self) -> Float[Array, "i n"]:
+        return -jnp.exp(self.A_log[...])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from dimba_kernels import Implementation, causal_conv1d, ssd, ssd_bidirectional
+from dimba_kernels.ssd.prefix import entering_states
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ConfigError, ModelConfig
-from dimba_jax.models.mixers.core import ScanState, init_conv, init_dt_bias, kernel_choice
+from dimba_jax.models.mixers.core import block_steps, block_tails, blocks, init_conv, init_dt_bias, kernel_choice, only
+from dimba_jax.models.mixers.state import ScanState
 from dimba_jax.models.norm import GatedRMSNorm
 
 
@@ -37,7 +41,8 @@ class Mamba2Core(nnx.Module):
                 f"config.model.groups={self.groups} does not divide the {self.heads} heads "
                 f"(expand * d_model / head_dim): choose one of their divisors"
             )
-        self.state_dim = config.state_dim
+        self.state_dim, self.conv_width = config.state_dim, config.conv_width
+        self.dtype = jnp.dtype(config.dtype)
         self.conv_size = self.inner + 2 * self.groups * self.state_dim
         self.projected = self.inner + self.conv_size + self.heads
         self.chunk = config.chunk
@@ -57,33 +62,89 @@ class Mamba2Core(nnx.Module):
         reverse: bool = False,
     ) -> tuple[Float[Array, "b l i"], ScanState]:
         tail, h = state if state is not None else (None, None)
-        z, xBC, dt = self._split(projected)
-        x, B, C, tail = self._convolve(xBC, mask, tail, reverse=reverse)
+        z, x, dt, B, C, tail = self._scan_inputs(projected, mask, tail, reverse=reverse)
         y, h = ssd(
-            x, self._step(dt), -jnp.exp(self.A_log[...]), B, C, D=self.D[...], h0=h, mask=mask, reverse=reverse,
-            chunk=self.chunk, implementation=self.implementation,
+            x, dt, self._A(), B, C, D=self.D[...], h0=h, mask=mask, reverse=reverse, chunk=self.chunk,
+            implementation=self.implementation,
         )  # fmt: skip
         return self.norm(y.reshape(z.shape), z), ScanState(tail, h)
 
-    def both_ways(self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None) -> Float[Array, "b l i"]:
-        """The forward and the reverse scan of the same x, B, C and dt, added, in one kernel call.
+    def both_ways(
+        self,
+        projected: Float[Array, "b l w"],
+        mask: Bool[Array, "b l"] | None,
+        ahead: ScanState | None = None,
+        behind: Float[Array, "b h p n"] | None = None,
+    ) -> tuple[Float[Array, "b l i"], ScanState | None]:
+        """The forward and the reverse scan of the same x, B, C and dt, added; in one kernel call where it can.
 
         The convolution is the causal one. Each direction's scan holds the position itself.
+
+        Args:
+          ahead: the state the forward scan starts from; with None none is returned.
+          behind: the state the reverse scan starts from, zeros if None.
         """
-        z, xBC, dt = self._split(projected)
-        x, B, C, _ = self._convolve(xBC, mask, None, reverse=False)
-        y = ssd_bidirectional(
-            x, self._step(dt), -jnp.exp(self.A_log[...]), B, C, D=self.D[...], mask=mask, chunk=self.chunk,
-            implementation=self.implementation,
-        )  # fmt: skip
-        return self.norm(y.reshape(z.shape), z)
+        z, x, dt, B, C, tail = self._scan_inputs(projected, mask, None if ahead is None else ahead.tail, reverse=False)
+        inputs, D = (x, dt, self._A(), B, C), self.D[...]
+        if ahead is None and behind is None:
+            y = ssd_bidirectional(*inputs, D=D, mask=mask, chunk=self.chunk, implementation=self.implementation)
+            return self.norm(y.reshape(z.shape), z), None
+        scan = partial(ssd, *inputs, mask=mask, chunk=self.chunk, implementation=self.implementation)
+        y, h = scan(D=D, h0=None if ahead is None else ahead.h)
+        y_back, _ = scan(h0=behind, reverse=True)
+        return self.norm((y + y_back).reshape(z.shape), z), ScanState(tail, h)
+
+    def both_ways_behind(
+        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, end: Int[Array, ""] | int
+    ) -> Float[Array, "b h p n"]:
+        """The state of `both_ways`' reverse scan when it has passed position `end`."""
+        _, x, dt, B, C, _ = self._scan_inputs(projected, mask, None, reverse=False)
+        behind = only(jnp.arange(projected.shape[1]) >= end, mask, projected.shape[0])
+        _, h = ssd(
+            x, dt, self._A(), B, C, mask=behind, reverse=True, chunk=self.chunk, implementation=self.implementation
+        )
+        return h
+
+    def initial_state(self, rows: int) -> ScanState:
+        """The state before any position."""
+        tail = jnp.zeros((rows, self.conv_width - 1, self.conv_size), self.dtype)
+        return ScanState(tail, jnp.zeros((rows, self.heads, self.inner // self.heads, self.state_dim)))
+
+    def conv_inputs(self, projected: Float[Array, "b l w"]) -> Float[Array, "b l _"]:
+        """The features that pass the convolution: x, B and C."""
+        return self._split(projected)[1]
+
+    def entry_states(
+        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, state: ScanState, block: int
+    ) -> ScanState:
+        """The states with which the scan enters each block: what every block adds, joined by the kernels' own sum."""
+        _, x, dt, B, C, _ = self._scan_inputs(projected, mask, state.tail, reverse=False)
+        x, dt, B, C = (blocks(a, block) for a in (x, dt, B, C))
+        inside = None if mask is None else blocks(mask, block)
+        _, added = ssd(
+            x, dt, self._A(), B, C, mask=inside, chunk=self.chunk, implementation=self.implementation
+        )  # r h p n
+        rows = projected.shape[0]
+        added = added.reshape(rows, -1, 1, *added.shape[1:])
+        log_decay = (block_steps(dt, inside) * self._A()).reshape(rows, -1, 1, self.heads)
+        h = entering_states(added, log_decay, state.h[:, None], False)  # b blocks 1 h p n
+        return ScanState(block_tails(self.conv_inputs(projected), mask, state.tail, block), h.reshape(-1, *h.shape[3:]))
 
     def _split(self, projected: Float[Array, "b l w"]) -> list[Float[Array, "b l _"]]:
         return jnp.split(projected, [self.inner, self.inner + self.conv_size], axis=-1)
 
-    def _convolve(
-        self, xBC: Float[Array, "b l _"], mask: Bool[Array, "b l"] | None, tail: Array | None, *, reverse: bool
-    ) -> tuple[Float[Array, "b l h p"], Float[Array, "b l g n"], Float[Array, "b l g n"], Array]:
+    def _scan_inputs(
+        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, tail: Array | None, *, reverse: bool
+    ) -> tuple[
+        Float[Array, "b l i"],
+        Float[Array, "b l h p"],
+        Float[Array, "b l h"],
+        Float[Array, "b l g n"],
+        Float[Array, "b l g n"],
+        Array,
+    ]:
+        """The gate z, then x, dt, B and C; and the tail of the convolution."""
+        z, xBC, dt = self._split(projected)
         xBC, tail = causal_conv1d(
             xBC, self.conv[...], self.conv_bias[...], tail=tail, mask=mask, reverse=reverse, activation="silu",
             implementation=self.implementation,
@@ -91,7 +152,8 @@ class Mamba2Core(nnx.Module):
         x, B, C = jnp.split(xBC, [self.inner, self.inner + self.groups * self.state_dim], axis=-1)
         b, l, _ = x.shape
         grouped = (b, l, self.groups, self.state_dim)
-        return x.reshape(b, l, self.heads, -1), B.reshape(grouped), C.reshape(grouped), tail
+        dt = jax.nn.softplus(dt.astype(jnp.float32) + self.dt_bias[...])
+        return z, x.reshape(b, l, self.heads, -1), dt, B.reshape(grouped), C.reshape(grouped), tail
 
-    def _step(self, dt: Float[Array, "b l h"]) -> Float[Array, "b l h"]:
-        return jax.nn.softplus(dt.astype(jnp.float32) + self.dt_bias[...])
+    def _A(self) -> Float[Array, " h"]:
+        return -jnp.exp(self.A_log[...])
