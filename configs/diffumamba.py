@@ -24,9 +24,8 @@ decay .1, clipping at 1, EMA .9999, batches of 512 rows of 1,024 tokens. Where t
   the tokenizer is trained on the text (theirs is GPT-2's, padded to 50,304); the size is the same
   the learning rate, 1e-4 with a cosine to 0, is a second-hand figure; the warm-up is MDLM's
   heads have 64 features throughout (the paper's tables give 24 heads in one place and 32 in another)
-  MLPs are SwiGLU of the same number of weights; norms are RMSNorm; the condition of AdaLN is as wide as the model
-Parameters, and without that width's share (AdaLN as narrow as MDLM's): :240m 601 and 482 million, :500m 851 and 675,
-:1b3 2,185 and 1,675. The paper's .24B, .29B and .26B fit 12 layers in place of the 24 in its table: for those,
+  MLPs are SwiGLU of the same number of weights; norms are RMSNorm; the condition of AdaLN has MDLM's width, 128
+Parameters: :240m 482 million, :500m 675, :1b3 1,675. The paper's .24B, .29B and .26B fit 12 layers in place of the 24 in its table: for those,
 --config.model.layers=12. experiments/diffumamba_parameters has the counts, and how the hybrid's layout was read.
 """
 
@@ -72,6 +71,7 @@ def diffumamba(name: str, d_model: int, layers: int, billion_tokens: int) -> Run
             expand=2,
             conv_width=4,
             modulation="adaln_zero",
+            condition_dim=128,
             self_conditioning=False,
             head="untied",
             dtype="bfloat16",

@@ -6,8 +6,10 @@
 DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl. Without --config.data.path the run stops and
 names the other ways to get the data. The data is that of configs/qqp.py.
 
-Hardware: one H200 (or another GPU with bfloat16). Time and score: not yet measured.
-One sample takes 16 network calls, which unmask the surest tokens first; --steps=4, 8 or 32 with `evaluate` and `sample`
+Hardware: one H200 (or another GPU with bfloat16). Measured there: 9 minutes of training with start-up and compilation,
+553k positions a second. The 2,048 validation rows: BLEU .2755, iBLEU .1370 with 16 calls; copying the source .2544 and
+.0035. The test split has not been scored. More in experiments/qqp_masked.
+One sample takes 16 network calls, which unmask first where the best token leads by most; --steps=4, 8 or 32 with `evaluate` and `sample`
 changes that.
 
 Variants (a name alone is bidirectional Mamba-2, 8 layers, d 512, 65 million parameters; the next three have as many):
@@ -17,7 +19,8 @@ Variants (a name alone is bidirectional Mamba-2, 8 layers, d 512, 65 million par
   :smoke  the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 
 Ablations:
-  --config.process.weighting=linear       RDM's weights in place of the likelihood bound's; or none
+  --config.process.weighting=elbo --config.process.label_smoothing=0
+                                          the likelihood bound in place of RDM's weights and smoothed labels
   --config.process.time_conditioning=False
                                           the network is not told t
   --config.process.condition_dropout=0.1  also learns without the question, for --guidance
@@ -52,10 +55,13 @@ MAMBA = RunConfig(
         dtype="bfloat16",
         scan_layers=False,  # 61 ms a step against 91 scanned, on one H200
     ),
-    process=ProcessConfig(kind="masked", schedule="log_linear", loss_on="target", loss_on_padding=True),
+    # the likelihood bound's own weights score .2697 where these score .2755 (BLEU on validation, 16 calls)
+    process=ProcessConfig(
+        kind="masked", schedule="log_linear", weighting="linear", label_smoothing=0.1, loss_on_padding=True
+    ),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=300, ema_decay=0.999),
     training=TrainingConfig(steps=8200, batch_size=512, valid_every=1000, log_every=100),
-    sampling=SamplingConfig(sampler="confidence", steps=16, temperature=0.0),
+    sampling=SamplingConfig(sampler="confidence", score="margin", steps=16, temperature=0.0),
 )
 VARIANTS = {
     "": MAMBA,

@@ -93,6 +93,7 @@ class ModelConfig:
     conv_width: int = 4
     # conditioning
     modulation: Literal["film", "additive", "adaln_zero"] = "film"  # how t (and the pooled prompt) enter
+    condition_dim: int = 0  # c: width of what modulates the blocks; 0: d_model (MDLM and DiffuMamba: 128)
     # "frozen" keeps the random weights it starts with unless FrozenEncoder.load gives it others
     prompt_encoder: Literal["none", "mlp", "mixer", "frozen"] = "none"
     prompt_layers: int = 2
@@ -108,6 +109,11 @@ class ModelConfig:
     scan_layers: bool = True
     implementation: Literal["auto", "reference", "xla", "gpu", "tpu"] = "auto"  # of the scan kernels
     chunk: int = 64  # SSD chunk length
+
+    @property
+    def condition_width(self) -> int:
+        """c, resolved."""
+        return self.condition_dim or self.d_model
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def check(c: RunConfig) -> None:
         "optimizer.warmup_steps": c.optimizer.warmup_steps, "optimizer.weight_decay": c.optimizer.weight_decay,
         "optimizer.clip_norm": c.optimizer.clip_norm,
         "training.sample_every": t.sample_every, "training.valid_every": t.valid_every, "data.workers": d.workers,
-        "model.mlp_ratio": m.mlp_ratio, "process.mse_weight": p.mse_weight, "process.ce_weight": p.ce_weight,
+        "model.condition_dim": m.condition_dim, "model.mlp_ratio": m.mlp_ratio, "process.mse_weight": p.mse_weight, "process.ce_weight": p.ce_weight,
         "process.prior_weight": p.prior_weight, "process.min_snr_gamma": p.min_snr_gamma,
     }.items():  # fmt: skip
         need(value >= 0, f"config.{name}={value}: must not be negative")
@@ -99,7 +99,7 @@ def check(c: RunConfig) -> None:
         "config.model.context='none' without pooled_prompt would never see the source",
     )
     need(
-        s.guidance == 1.0 or p.condition_dropout > 0,
+        s.guidance == 1.0 or p.condition_dropout > 0 or p.kind == "masked",  # a masked prompt is something it knows
         "config.sampling.guidance other than 1 needs a model trained with process.condition_dropout > 0",
     )
     need(

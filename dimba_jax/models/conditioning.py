@@ -26,13 +26,13 @@ class TimeEmbedding(nnx.Module):
     One time (and so one c) a row, or one a position.
 
     Raises:
-      ConfigError: d_model is odd (sines and cosines come in pairs).
+      ConfigError: the width of c is odd (sines and cosines come in pairs).
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        if config.d_model % 2:
-            raise ConfigError(f"config.model.d_model={config.d_model}: must be even")
-        self.size = config.d_model
+        if config.condition_width % 2:
+            raise ConfigError(f"config.model.condition_dim (or d_model) = {config.condition_width}: must be even")
+        self.size = config.condition_width
         self.hidden = Linear(self.size, self.size, config, bias=True, rngs=rngs)
         self.out = Linear(self.size, self.size, config, bias=True, rngs=rngs)
 
@@ -100,7 +100,7 @@ NORMS = {"film": FilmNorm, "additive": AdditiveNorm, "adaln_zero": AdaLNZeroNorm
 
 
 def _zero_linear(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> Linear:
-    return Linear(config.d_model, parts * config.d_model, config, bias=True, scale=0.0, rngs=rngs)
+    return Linear(config.condition_width, parts * config.d_model, config, bias=True, scale=0.0, rngs=rngs)
 
 
 def _parts(modulation: Float[Array, "*b _"], parts: int) -> list[Float[Array, "#b #l d"]]:

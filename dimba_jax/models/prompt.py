@@ -115,8 +115,8 @@ class PromptEncoder(nnx.Module):
         self.encoder = _ENCODERS[config.prompt_encoder](vocab_size, config, rngs=rngs)
         self.pooled = config.pooled_prompt
         if self.pooled:
-            self.pool = Linear(config.d_model, config.d_model, config, bias=True, rngs=rngs)
-            self.null = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.d_model,)))
+            self.pool = Linear(config.d_model, config.condition_width, config, bias=True, rngs=rngs)
+            self.null = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.condition_width,)))
 
     def __call__(
         self,

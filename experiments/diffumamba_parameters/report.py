@@ -20,7 +20,6 @@ from dimba_jax.models.build import abstract_denoiser
 
 HERE = Path(__file__).parent
 VOCABULARY = 50_304  # GPT-2's, padded: what the paper's tables count with
-NARROW = 128  # width of the condition in MDLM's DiT, on which the paper builds; here it is d_model
 # Billions, as the paper prints them: the names of its sizes, and at the smallest one the two Mamba models
 PAPER = {"tran": {"240m": 0.24, "500m": 0.5, "1b3": 1.3}, "": {"240m": 0.29}, "h": {"240m": 0.26}}
 LAYOUTS = {
@@ -30,17 +29,13 @@ LAYOUTS = {
 
 
 def parts(config: RunConfig) -> dict[str, int]:
-    """Parameters by what they belong to; `narrow` is the sum if the condition had 128 components."""
+    """Parameters by what they belong to, and their sum."""
     _, state = abstract_denoiser(config, VOCABULARY)
     found = dict.fromkeys(("embeddings", "mixers", "mlps", "modulation", "norms"), 0)
-    shrunk = 0  # of the modulation
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
         size = math.prod(leaf.shape)
-        if "modulation" in names:
-            found["modulation"] += size
-            shrunk += size * NARROW // config.model.d_model if "kernel" in names else size
-        elif "time" in names:
+        if {"modulation", "time"} & set(names):
             found["modulation"] += size
         elif "mixer" in names:
             found["mixers"] += size
@@ -50,9 +45,7 @@ def parts(config: RunConfig) -> dict[str, int]:
             found["embeddings"] += size
         else:
             found["norms"] += size
-    total = sum(found.values())
-    time_mlp = 256 * NARROW + NARROW + NARROW * NARROW + NARROW
-    return found | {"total": total, "narrow": total - found["modulation"] + shrunk + time_mlp}
+    return found | {"total": sum(found.values())}
 
 
 def main() -> None:
@@ -63,14 +56,14 @@ def main() -> None:
 
     counts = {}
     print(
-        "| size | system | embeddings | mixers | MLPs | modulation | all | with a condition of 128 | paper |\n"
-        "|---|---|---|---|---|---|---|---|---|"
+        "| size | system | embeddings | mixers | MLPs | modulation | all | paper |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for size in ("240m", "500m", "1b3"):
         for twin in ("tran", "", "h"):
             name = f"{size}-{twin}".removesuffix("-")
             found = counts[name] = parts(recipe.VARIANTS[name])
-            cells = [_millions(found[key]) for key in ("embeddings", "mixers", "mlps", "modulation", "total", "narrow")]
+            cells = [_millions(found[key]) for key in ("embeddings", "mixers", "mlps", "modulation", "total")]
             paper = PAPER[twin].get(size)
             print(f"| {size} | {_system(twin)} | {' | '.join(cells)} | {f'{paper:g}B' if paper else '–'} |")
 
@@ -81,11 +74,11 @@ def main() -> None:
         small = {
             twin: _resized(recipe.VARIANTS[f"240m-{twin}".removesuffix("-")], layers) for twin in ("tran", "", "h")
         }
-        tran, mamba = (parts(small[twin])["narrow"] for twin in ("tran", ""))
+        tran, mamba = (parts(small[twin])["total"] for twin in ("tran", ""))
         for layout, pattern in LAYOUTS.items():
             for ratio in (2.0, 4.0):
                 model = replace(small["h"].model, pattern=pattern, attention_mlp_ratio=ratio)
-                hybrid = parts(replace(small["h"], model=model))["narrow"]
+                hybrid = parts(replace(small["h"], model=model))["total"]
                 fits = [_prints_as(n, p) for n, p in ((tran, 0.24), (mamba, 0.29), (hybrid, 0.26))]
                 readings.append(
                     {
