@@ -64,7 +64,7 @@ MAMBA = RunConfig(
         learning_rate=1e-3, warmup_steps=200, weight_decay=0.1, beta1=0.9, beta2=0.95, ema_decay=0.999
     ),
     training=TrainingConfig(
-        steps=2000, batch_size=128, valid_every=100, valid_batches=4, sample_every=0, log_every=100
+        steps=1000, batch_size=128, valid_every=100, valid_batches=4, sample_every=0, log_every=100
     ),
     sampling=SamplingConfig(sampler="ancestral", steps=256, batch_size=32),
 )

@@ -56,8 +56,7 @@ def main() -> None:
 
     counts = {}
     print(
-        "| size | system | embeddings | mixers | MLPs | modulation | all | paper |\n"
-        "|---|---|---|---|---|---|---|---|"
+        "| size | system | embeddings | mixers | MLPs | modulation | all | paper |\n|---|---|---|---|---|---|---|---|"
     )
     for size in ("240m", "500m", "1b3"):
         for twin in ("tran", "", "h"):

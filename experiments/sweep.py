@@ -1,6 +1,6 @@
 """Scores one checkpoint under many sampling settings, on the first rows of the validation split.
 
-    python experiments/qqp_gaussian/sweep.py --checkpoint=W --data_path=DIR --limit=512 \
+    python experiments/sweep.py --checkpoint=W --data_path=DIR --limit=512 \
         --grid='steps=20,50;eta=0,1;clamp_from=0,1' --output=sweep.jsonl
 
 Every combination of the grid's values is sampled once and is one line of the table. The settings of
