@@ -21,17 +21,47 @@ from dimba_jax.errors import UserError
 USER_ERROR = 2
 
 _SAMPLING_HELP = {
-    "sampler": "ddpm, ddim or dpmpp; this and the following default to the checkpoint's config",
-    "steps": "denoising steps, up to the process's timesteps",
-    "eta": "DDIM's share of ancestral noise",
+    "sampler": "ddpm, ddim or dpmpp (Gaussian); ancestral, confidence, low_confidence or remdm (masked); this and the "
+    "following default to the checkpoint's config",
+    "steps": "denoising steps of a row, or of a block, up to the process's timesteps",
+    "eta": "ddim: share of ancestral noise",
     "guidance": "classifier-free guidance; 1 is off",
-    "clamp_from": "round predictions to embeddings at t up to this; 0: never",
-    "temperature": "standard deviation of the starting noise",
+    "clamp_from": "Gaussian: round predictions to embeddings at t up to this; 0: never",
+    "temperature": "Gaussian: standard deviation of the starting noise; tokens: of their distribution, 0 takes the "
+    "most probable",
     "num_samples": "texts for each prompt",
     "batch_size": "rows of one compiled call",
-    "early_exit": "stop after so many steps without a changed token; 0: never",
+    "early_exit": "Gaussian: stop after so many steps without a changed token; 0: never",
     "ema": "take the averaged parameters",
+    "top_k": "tokens: draw among the k most probable; 0: all",
+    "top_p": "tokens: draw among the fewest that hold this probability",
+    "score": "confidence, low_confidence: what makes a position sure (probability, margin or entropy)",
+    "threshold": "confidence: unmask every position surer than this, one at least; 0: an even share a step",
+    "score_noise": "confidence, low_confidence: temperature of Gumbel noise on the scores, fading with t",
+    "reuse_logits": "ancestral, remdm: no network call after a step that changed no token (no time conditioning)",
+    "remask": "remdm: cap, rescale or loop",
+    "remask_strength": "remdm: sigma's cap, or its share of the greatest possible",
+    "remask_window": "remdm loop: low,high; from t = high to low it only re-masks",
+    "block_size": "masked: positions of a block, left to right; 0: the model's own, or none",
+    "cache": "masked, trained without blocks: none, prefix or dual (Fast-dLLM)",
+    "length": "masked models of pairs: first chooses the target's length in one call before its words; or model",
+    "length_bias": "tokens added to the length so chosen",
 }
+_FLAG_NAMES = {"length": "length_choice"}  # --length is a number of tokens
+
+_GAUSSIAN = ("ddpm", "ddim", "dpmpp")
+_MASKED = ("ancestral", "confidence", "low_confidence", "remdm")
+_TOKENS = (*_MASKED, "autoregressive")
+# by which samplers a setting is read; those that are not here are read by all
+_READ_BY = {
+    "sampler": _GAUSSIAN + _MASKED, "steps": _GAUSSIAN + _MASKED,
+    "eta": ("ddim",), "clamp_from": _GAUSSIAN, "early_exit": _GAUSSIAN,
+    "top_k": _TOKENS, "top_p": _TOKENS,
+    "score": ("confidence", "low_confidence"), "score_noise": ("confidence", "low_confidence"),
+    "threshold": ("confidence",), "reuse_logits": ("ancestral", "remdm"),
+    "remask": ("remdm",), "remask_strength": ("remdm",), "remask_window": ("remdm",),
+    "block_size": _MASKED, "cache": _MASKED, "length": _MASKED, "length_bias": _MASKED,
+}  # fmt: skip
 
 
 class Flags:
@@ -39,6 +69,8 @@ class Flags:
 
     def __init__(self) -> None:
         self.values = flags.FlagValues()
+        self.values.set_gnu_getopt(True)  # options may stand behind file names
+        self._files: str | None = None
         self.boolean("help", False, "show this help")
 
     def text(self, name: str, default: str | None, help: str) -> None:
@@ -50,11 +82,19 @@ class Flags:
     def boolean(self, name: str, default: bool | None, help: str) -> None:
         flags.DEFINE_bool(name, default, help, flag_values=self.values)
 
-    def choice(self, name: str, default: str, choices: Sequence[str], help: str) -> None:
+    def choice(self, name: str, default: str | None, choices: Sequence[str], help: str) -> None:
         flags.DEFINE_enum(name, default, list(choices), help, flag_values=self.values)
 
     def listing(self, name: str, default: list[str], help: str) -> None:
         flags.DEFINE_list(name, default, help, flag_values=self.values)
+
+    def files(self, name: str, help: str) -> None:
+        """One or more files: --name=A,B, or --name=A --name=B, or --name=A B. At most one such flag a command.
+
+        A name with a comma in it can only be given in the last way.
+        """
+        flags.DEFINE_multi_string(name, None, help, flag_values=self.values)
+        self._files = name
 
     def config(self, help: str, argv: Sequence[str]) -> None:
         config_flags.DEFINE_config_file("config", None, help, flag_values=self.values, sys_argv=list(argv))
@@ -66,10 +106,11 @@ class Flags:
             int: flags.DEFINE_integer,
             float: flags.DEFINE_float,
             bool: flags.DEFINE_bool,
+            tuple: flags.DEFINE_list,
         }
         defaults = dataclasses.asdict(SamplingConfig())
         for name, text in _SAMPLING_HELP.items():
-            define[type(defaults[name])](name, None, text, flag_values=self.values)
+            define[type(defaults[name])](_FLAG_NAMES.get(name, name), None, text, flag_values=self.values)
 
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:
         """The values of a command line.
@@ -94,6 +135,9 @@ class Flags:
             raise ConfigError(f"the recipe has no setting {_reason(error)}") from None
         except (TypeError, ValueError) as error:
             raise ConfigError(_reason(error)) from None
+        if self._files is not None and values[self._files].present:
+            named = [file for text in values[self._files].value or () for file in text.split(",") if file]
+            values[self._files].value, rest = named + rest, []
         if rest and not values.help:
             raise flags.Error(f"unexpected argument {rest[0]!r}: every option is --name=value")
         return values
@@ -103,14 +147,43 @@ _CONFIG_ERROR = f"{ConfigError.__module__}.{ConfigError.__name__}: "
 
 
 def given_sampling(values: flags.FlagValues) -> dict[str, Any]:
-    """The sampling settings that the command line names."""
-    return {name: values[name].value for name in _SAMPLING_HELP if values[name].value is not None}
+    """The sampling settings that the command line names.
+
+    Raises:
+      ConfigError: a list of something else than numbers.
+    """
+    found = {name: values[_FLAG_NAMES.get(name, name)].value for name in _SAMPLING_HELP}
+    return {
+        name: _numbers(name, value) if isinstance(value, list) else value
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def sampling_settings(config: RunConfig, given: dict[str, Any]) -> SamplingConfig:
-    """The checkpoint's sampling settings with the given ones in their place, checked against its process."""
+    """The checkpoint's sampling settings with the given ones in their place, checked against its process.
+
+    Raises:
+      ConfigError: one that is wrong, or that the sampler does not read.
+    """
     values = to_dict(config)
-    return from_config_dict(values | {"sampling": values["sampling"] | given}).sampling
+    settings = from_config_dict(values | {"sampling": values["sampling"] | given}).sampling
+    sampler = "autoregressive" if config.process.kind == "autoregressive" else settings.sampler
+    for name in given:
+        readers = _READ_BY.get(name, (sampler,))
+        if sampler not in readers:
+            what = "an autoregressive model" if sampler == "autoregressive" else f"sampler {sampler!r}"
+            raise ConfigError(
+                f"--{_FLAG_NAMES.get(name, name)} has no meaning with {what}: it is for {', '.join(readers)}"
+            )
+    return settings
+
+
+def _numbers(name: str, texts: Sequence[str]) -> list[float]:
+    try:
+        return [float(text) for text in texts]
+    except ValueError:
+        raise ConfigError(f"--{name}={','.join(texts)}: expected numbers with commas between them") from None
 
 
 def run(

@@ -11,6 +11,7 @@ import pytest
 
 from dimba_jax import evaluate
 from dimba_jax.config import DataConfig, ProcessConfig, RunConfig
+from dimba_jax.evals.tasks import seq2seq
 
 ROWS = {
     "train": [("what is a cat ?", "what are cats ?"), ("why is water wet ?", "what makes water wet ?")],
@@ -235,7 +236,7 @@ def test_a_failure_leaves_the_old_report(tmp_path, model, monkeypatch):
 def test_a_failed_write_leaves_the_old_report(tmp_path, model, monkeypatch):
     output = tmp_path / "eval.json"
     output.write_text("old")
-    monkeypatch.setattr(evaluate, "report_json", lambda report: 3)
+    monkeypatch.setattr(seq2seq, "report_json", lambda report: 3)
     with pytest.raises(TypeError):
         run(f"--checkpoint={tmp_path}", f"--output={output}")
     assert output.read_text() == "old"

@@ -1,1 +1,1 @@
-"""Scores of generated text: sequence-to-sequence metrics, per-example records, the report."""
+"""Scores: of outputs for pairs, of the likelihood of text, of text drawn freely; tasks of the evaluate command."""
