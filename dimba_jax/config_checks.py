@@ -41,8 +41,9 @@ def check(c: RunConfig) -> None:
         "optimizer.warmup_steps": c.optimizer.warmup_steps, "optimizer.weight_decay": c.optimizer.weight_decay,
         "optimizer.clip_norm": c.optimizer.clip_norm,
         "training.sample_every": t.sample_every, "training.valid_every": t.valid_every, "data.workers": d.workers,
-        "model.condition_dim": m.condition_dim, "model.mlp_ratio": m.mlp_ratio, "process.mse_weight": p.mse_weight, "process.ce_weight": p.ce_weight,
-        "process.prior_weight": p.prior_weight, "process.min_snr_gamma": p.min_snr_gamma,
+        "model.condition_dim": m.condition_dim, "model.mlp_ratio": m.mlp_ratio, "process.mse_weight": p.mse_weight,
+        "process.ce_weight": p.ce_weight, "process.prior_weight": p.prior_weight,
+        "process.min_snr_gamma": p.min_snr_gamma,
     }.items():  # fmt: skip
         need(value >= 0, f"config.{name}={value}: must not be negative")
     need(c.optimizer.learning_rate > 0, f"config.optimizer.learning_rate={c.optimizer.learning_rate}: must be positive")

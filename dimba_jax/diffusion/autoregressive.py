@@ -26,9 +26,9 @@ class Autoregressive:
     timesteps: int = field(metadata={"static": True})
     label_smoothing: float = field(default=0.0, metadata={"static": True})
 
-    kind: ClassVar = "autoregressive"
-    prediction: ClassVar = "logits"
-    terms: ClassVar = ("nll",)
+    kind: ClassVar[str] = "autoregressive"
+    prediction: ClassVar[str] = "logits"
+    terms: ClassVar[tuple[str, ...]] = ("nll",)
 
     def inputs(self, tokens: Int[Array, "b l"], target: Bool[Array, "b l"]) -> Int[Array, "b l"]:
         """What the network reads: the source as it is, and the target one place to the right behind a begin token.

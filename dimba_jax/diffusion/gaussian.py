@@ -80,8 +80,8 @@ class Gaussian:
     prior_weight: float = field(default=1.0, metadata={"static": True})
     min_snr_gamma: float = field(default=0.0, metadata={"static": True})
 
-    kind: ClassVar = "gaussian"
-    terms: ClassVar = ("mse", "ce", "prior")
+    kind: ClassVar[str] = "gaussian"
+    terms: ClassVar[tuple[str, ...]] = ("mse", "ce", "prior")
 
     def level(self, t: Float[Array, "*b"]) -> Level:
         """The schedule's level at t > 0; exactly clean at t=0, where every sampler ends."""

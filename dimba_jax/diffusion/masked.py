@@ -48,9 +48,9 @@ class Masked:
     weighting: Literal["elbo", "linear", "none"] = field(default="elbo", metadata={"static": True})
     label_smoothing: float = field(default=0.0, metadata={"static": True})
 
-    kind: ClassVar = "masked"
-    prediction: ClassVar = "logits"
-    terms: ClassVar = ("nelbo",)
+    kind: ClassVar[str] = "masked"
+    prediction: ClassVar[str] = "logits"
+    terms: ClassVar[tuple[str, ...]] = ("nelbo",)
 
     def alpha(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """The probability that a token is still itself at t: 1 at t=0, 0 at t=1."""

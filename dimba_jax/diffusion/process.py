@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple, Protocol, Self
 
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
@@ -21,19 +21,12 @@ class Noised(NamedTuple):
 class Process(Protocol):
     """What training asks of every process."""
 
-    @property
-    def kind(self) -> str:
-        """Its name in `config.process.kind`."""
-        ...
+    kind: ClassVar[str]  # its name in `config.process.kind`
+    terms: ClassVar[tuple[str, ...]]  # the names of its losses
 
     @property
     def timesteps(self) -> int:
         """T: the most steps that sampling takes."""
-        ...
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """The names of its losses."""
         ...
 
     def training_time(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:

@@ -74,7 +74,7 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
     """
     output = None if options.output is None else commandline.output_file(options.output)
     try:
-        from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
+        import lm_eval  # pyright: ignore[reportMissingImports]
         from lm_eval.utils import handle_non_serializable, make_table  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise HarnessError(f"this needs the package lm-eval ({error}): pip install -e '.[harness]'") from None
@@ -83,7 +83,8 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
 
     manager = _tasks(options.tasks, options.include_path)
     model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
-    wrapped = HarnessModel(
+    make: Any = HarnessModel  # of a class that is there only with the package
+    wrapped = make(
         options.checkpoint,
         model=model,
         settings=commandline.sampling_settings(model.config, commandline.given_sampling(options)),
@@ -91,7 +92,8 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
         seed=options.seed,
         batch_size=options.batch_size or 32,
     )
-    results: Any = simple_evaluate(
+    evaluate: Any = lm_eval.simple_evaluate  # decorated, and so untyped
+    results = evaluate(
         model=wrapped,
         tasks=list(options.tasks),
         task_manager=manager,

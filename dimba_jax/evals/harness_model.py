@@ -113,7 +113,8 @@ class HarnessModel(LM):
         out = []
         with self._progress(len(requests), "generate_until", disable_tqdm) as shown:
             for request in requests:
-                context, arguments = request.args
+                arguments: Any
+                context, arguments = request.args  # pyright: ignore[reportAssignmentType]
                 settings, stops, tokens = self._generation(dict(arguments))
                 text = write_on(self.model, context, settings, tokens=tokens, seed=self.seed)
                 for stop in stops:

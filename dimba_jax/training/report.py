@@ -14,6 +14,7 @@ from dimba_jax import parallel
 from dimba_jax.data.pipeline import valid_batches
 from dimba_jax.data.rows import Rows, encode_split
 from dimba_jax.data.sources import load_split
+from dimba_jax.diffusion.masked import Masked
 from dimba_jax.errors import UserError
 from dimba_jax.progress import Progress
 from dimba_jax.sampling.generate import generate
@@ -138,7 +139,9 @@ class Reporter:
         figures = mean_figures(found)
         self._metrics.scalars(step, {f"valid_{name}": value for name, value in figures.items()})
         if run.config.process.search_time_range:
-            process, searched = search_time_range(run.graphdef, run.state.ema, run.state.process, placed, run.config)
+            process = run.state.process
+            assert isinstance(process, Masked)  # config_checks
+            process, searched = search_time_range(run.graphdef, run.state.ema, process, placed, run.config)
             run.state = dataclasses.replace(run.state, process=jax.device_put(process, parallel.replicated(run.mesh)))
             self._metrics.scalars(step, searched)
         self._bar.update(0, valid_loss=figures["loss"])
