@@ -25,8 +25,9 @@ decay .1, clipping at 1, EMA .9999, batches of 512 rows of 1,024 tokens. Where t
   the learning rate, 1e-4 with a cosine to 0, is a second-hand figure; the warm-up is MDLM's
   heads have 64 features throughout (the paper's tables give 24 heads in one place and 32 in another)
   MLPs are SwiGLU of the same number of weights; norms are RMSNorm; the condition of AdaLN has MDLM's width, 128
-Parameters: :240m 482 million, :500m 675, :1b3 1,675. The paper's .24B, .29B and .26B fit 12 layers in place
-of the 24 in its table: for those, --config.model.layers=12. experiments/diffumamba_parameters has the counts, and how the hybrid's layout was read.
+Parameters: :240m 482 million, :500m 675, :1b3 1,675. The paper's .24B, .29B and .26B fit 12 layers in place of the 24
+in its table: for those, --config.model.layers=12. experiments/diffumamba_parameters has the counts, and how the
+hybrid's layout was read.
 """
 
 from dataclasses import replace

@@ -6,9 +6,9 @@
 DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl. Without --config.data.path the run stops and
 names the other ways to get the data. The data is that of configs/qqp.py.
 
-Hardware: one H200 (or another GPU with bfloat16). Measured there: 8.9 minutes of training (start-up and compilation take one
-more), 550k positions a second. The 2,048 validation rows: BLEU .2755, iBLEU .1370 with 16 calls; copying the source
-.2544 and .0035. The test split has not been scored. More in experiments/qqp_masked.
+Hardware: one H200 (or another GPU with bfloat16). Measured there: 8.9 minutes of training (start-up and compilation
+take one more), 550k positions a second. The 2,048 validation rows: BLEU .2755, iBLEU .1370 with 16 calls; copying the
+source .2544 and .0035. The test split has not been scored. More in experiments/qqp_masked.
 One sample takes 16 network calls, which unmask first where the best token leads by most; --steps=4, 8 or 32 with
 `evaluate` and `sample` changes that.
 

@@ -176,7 +176,8 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class SamplingConfig:
     # Gaussian: ddpm, ddim, dpmpp. Masked: ancestral (two draws a position), confidence (the surest ones),
-    # low_confidence (LLaDA: re-masks the least sure of all), remdm. Autoregressive models sample left to right.
+    # low_confidence (LLaDA: writes all, masks the least sure of what it wrote again), remdm. Autoregressive models
+    # write left to right, whatever is named here.
     sampler: Literal["ddpm", "ddim", "dpmpp", "ancestral", "confidence", "low_confidence", "remdm"] = "ddim"
     steps: int = 50  # network calls of one block, or of the whole row
     eta: float = 0.0  # DDIM's share of ancestral noise

@@ -1,14 +1,18 @@
 """Samples texts from a trained model.
 
     python -m dimba_jax.sample --checkpoint=W --prompt="How do I kill rats?" [--num_samples=3] [--show_trajectory]
+    python -m dimba_jax.sample --checkpoint=W --prompt="Once upon a [[3]] there" [--length=128]
     python -m dimba_jax.sample --checkpoint=W --input=in.jsonl --output=out.jsonl
 
-A line of the input is a JSON object whose key `src` is the prompt; the same object is written to the
-output with its texts under `samples`. Sampling options that are not given come from the checkpoint's config.
+A model of pairs answers the prompt. A model of running text goes on with it up to --length tokens, or fills its
+gaps: [[12]] is one of 12 tokens; --prompt="" starts from nothing. A line of the input is a JSON object whose key
+`src` is the prompt; the same object is written to the output with its texts under `samples` and the calls of the
+network that each took under `network_calls`. Sampling options that are not given come from the checkpoint's config.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -19,6 +23,7 @@ from typing import Any
 from absl import flags
 
 from dimba_jax import commandline
+from dimba_jax.config import ConfigError, RunConfig, SamplingConfig
 from dimba_jax.data.examples import DataError
 from dimba_jax.files import write_whole
 
@@ -35,11 +40,14 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define = commandline.Flags()
     define.text("checkpoint", None, "workdir of a trained model")
     define.integer("checkpoint_step", None, "step of the checkpoint; the latest unless given")
-    define.text("prompt", None, "the prompt")
+    define.text("prompt", None, "the prompt, or the beginning of a text, or a text with gaps [[n]]")
     define.text("input", None, "JSONL file of prompts, under the key src")
     define.text("output", None, "JSONL file to write; needed with --input")
-    define.integer("seed", 0, "seed of the noise")
-    define.boolean("show_trajectory", False, "print the stages from noise to text; with --prompt")
+    define.integer(
+        "length", None, "running text: tokens of a text, the prompt's counted; a training row's unless given"
+    )
+    define.integer("seed", 0, "seed of the draws")
+    define.boolean("show_trajectory", False, "print the stages from noise or masks to text; with --prompt")
     define.sampling()
     options = define.parse(argv)
     if options.help:
@@ -56,28 +64,44 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def _run(options: flags.FlagValues) -> None:
-    rows = [{"src": options.prompt}] if options.prompt is not None else _read(Path(options.input))
-    if not str(rows[0]["src"]).strip():
-        raise DataError("--prompt is empty: give it some text")
+    rows = {"--prompt": {"src": options.prompt}} if options.prompt is not None else _read(Path(options.input))
     output = None if options.output is None else commandline.output_file(options.output)
 
-    from dimba_jax.sampling.generate import generate  # here: --help and wrong options need no JAX
+    from dimba_jax.sampling.generate import complete, generate  # here: --help and wrong options need no JAX
     from dimba_jax.sampling.load import load
 
     model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
     settings = commandline.sampling_settings(model.config, commandline.given_sampling(options))
-    stages = min(STAGES, settings.steps + 1) if options.show_trajectory else 0
-    prompts = [row["src"] for row in rows]
-    found = generate(model, prompts, settings, seed=options.seed, progress=options.input is not None, stages=stages)
+    running = model.config.data.source == "text"
+    if options.length is not None and not running:
+        raise ConfigError(f"--length={options.length}: is for models of running text; this one answers prompts")
+    for place, row in rows.items():
+        if not (running or row["src"].strip()):
+            raise DataError(f"{place} is empty: give it some text")
+    stages = _stages(model.config, settings, options.length) if options.show_trajectory else 0
+    write = functools.partial(complete, length=options.length) if running else generate
+    prompts = [row["src"] for row in rows.values()]
+    found = write(model, prompts, settings, seed=options.seed, progress=options.input is not None, stages=stages)
     if output is None:
-        for line in _stage_lines(found[0].trajectory, settings.steps):
+        for line in _stage_lines(found[0].trajectory, found[0].steps):
             print(line)
-        print(*found[0].texts, sep="\n")
+        print(*found[0].texts, sep="\n", flush=True)
+        print(f"network calls: {found[0].network_calls} for each sample", file=sys.stderr)
         return
     lines = [
-        json.dumps(row | {"samples": list(of.texts)}, ensure_ascii=False) for row, of in zip(rows, found, strict=True)
+        json.dumps(row | {"samples": list(of.texts), "network_calls": of.network_calls}, ensure_ascii=False)
+        for row, of in zip(rows.values(), found, strict=True)
     ]
     write_whole({output: "".join(line + "\n" for line in lines)})
+
+
+def _stages(config: RunConfig, settings: SamplingConfig, length: int | None) -> int:
+    """How many stages to show: STAGES, or as many as there are states between steps."""
+    from dimba_jax.sampling.discrete.sample import total_steps
+
+    target = config.data.target_length if length is None else length
+    steps = settings.steps if config.process.kind == "gaussian" else total_steps(config, settings, target)
+    return min(STAGES, steps + 1)
 
 
 def _stage_lines(trajectory: Sequence[str], steps: int) -> list[str]:
@@ -91,10 +115,11 @@ def _stage_lines(trajectory: Sequence[str], steps: int) -> list[str]:
     return [f"step {step:>{width}}/{steps}  {text}" for step, text in zip(taken, trajectory, strict=True)] + [""]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a file of prompts by where they stand, as messages name it."""
     if not path.is_file():
         raise FileNotFoundError(f"--input={path}: there is no such file")
-    rows = []
+    rows = {}
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -105,9 +130,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 raise DataError(f"{path}:{number}: not JSON ({error})") from None
             if not isinstance(row, dict) or not isinstance(row.get("src"), str):
                 raise DataError(f'{path}:{number}: expected an object with a text under "src"')
-            if not row["src"].strip():
-                raise DataError(f'{path}:{number}: "src" is empty: give it some text')
-            rows.append(row)
+            rows[f'{path}:{number}: "src"'] = row
     if not rows:
         raise DataError(f"{path} holds no prompts: expected a JSON object with the key src on each line")
     return rows

@@ -1,5 +1,6 @@
 """The command: its outputs, where its settings come from, and its one-line errors."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,11 +8,13 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from dimba_jax import sample
+from dimba_jax import commandline, sample
 from dimba_jax.checkpoint import Checkpoints
-from dimba_jax.config import from_config_dict, to_dict
+from dimba_jax.config import SamplingConfig, from_config_dict, to_dict
 from dimba_jax.data.tokenizers import ByteTokenizer
+from dimba_jax.diffusion import make_process
 from dimba_jax.diffusion.gaussian import make_gaussian
+from dimba_jax.models.build import make_denoiser
 from dimba_jax.models.denoiser import Denoiser
 
 CONFIG = from_config_dict(
@@ -47,7 +50,9 @@ def run(*options):
 
 def test_prompt(workdir, capsys):
     assert run(f"--checkpoint={workdir}", "--prompt=ab") == 0
-    assert capsys.readouterr().out.splitlines() == ["kkkkk"] * 2  # num_samples of the checkpoint's config
+    shown = capsys.readouterr()
+    assert shown.out.splitlines() == ["kkkkk"] * 2  # num_samples of the checkpoint's config
+    assert shown.err.splitlines()[-1] == "network calls: 4 for each sample"
     assert run(f"--checkpoint={workdir}", "--prompt=ab", "--num_samples=1", "--show_trajectory") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line[:10].rstrip() for line in lines[:5]] == [f"step {k}/4" for k in range(5)]
@@ -60,7 +65,7 @@ def test_file_to_file(workdir, tmp_path, capsys):
     source.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n", encoding="utf-8")
     assert run(f"--checkpoint={workdir}", f"--input={source}", f"--output={output}", "--sampler=ddpm", "--steps=2") == 0
     found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert found == [row | {"samples": ["kkkkk"] * 2} for row in rows]
+    assert found == [row | {"samples": ["kkkkk"] * 2, "network_calls": 2} for row in rows]
     shown = capsys.readouterr()
     assert shown.out == "" and "sampling" in shown.err
     assert [path.name for path in tmp_path.iterdir()] in (["in.jsonl", "out.jsonl"], ["out.jsonl", "in.jsonl"])
@@ -73,7 +78,11 @@ def test_file_to_file(workdir, tmp_path, capsys):
         (["--checkpoint=W"], "give either --prompt=TEXT or --input=FILE"),
         (["--checkpoint=W", "--prompt=a", "--input=b"], "give either --prompt=TEXT or --input=FILE"),
         (["--checkpoint=W", "--input=b"], "--input=FILE and --output=FILE go together"),
-        (["--checkpoint=W", "--prompt="], "--prompt is empty"),
+        (["--checkpoint={workdir}", "--prompt="], "--prompt is empty"),
+        (["--checkpoint={workdir}", "--prompt=a", "--length=9"], "--length=9: is for models of running text"),
+        (["--checkpoint={workdir}", "--prompt=a", "--top_k=9"], "--top_k has no meaning with sampler 'ddim'"),
+        (["--checkpoint={workdir}", "--prompt=a", "--sampler=ddpm", "--eta=1"], "--eta has no meaning with sampler"),
+        (["--checkpoint={workdir}", "--prompt=a", "--remask_window=a,b"], "--remask_window=a,b: expected numbers"),
         (["--checkpoint=W", "--prompt=a", "--stepz=3"], "stepz"),
         (["--checkpoint=W", "--prompt=a", "--steps=many"], "steps"),
         (["--checkpoint=W", "--prompt=a", "more"], "unexpected argument 'more'"),
@@ -114,6 +123,101 @@ def test_a_cut_prompt_is_told(workdir, caplog, capsys):
     assert "lost its last 3" in caplog.text
 
 
+TEXT_CONFIG = from_config_dict(
+    {
+        "data": {"source": "text", "source_length": 0, "target_length": 6, "normalize": "none"},
+        "tokenizer": {"kind": "bytes"},
+        "model": {
+            "d_model": 16, "layers": 1, "head_dim": 8, "state_dim": 4, "chunk": 4, "expand": 1, "head": "untied",
+            "self_conditioning": False,
+        },
+        "process": {"kind": "masked", "schedule": "log_linear", "timesteps": 10, "time_conditioning": False},
+        "sampling": {"sampler": "confidence", "steps": 4, "batch_size": 2},
+    }
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def text_workdir(tmp_path_factory):
+    """A masked model of running text, as far as it goes: the letter k."""
+    network = make_denoiser(TEXT_CONFIG, 259, nnx.Rngs(0))
+    params = jax.tree.map(jnp.asarray, nnx.to_pure_dict(nnx.state(network, nnx.Param)))
+    params["head"]["bias"] = params["head"]["bias"].at[3 + ord("k")].set(100.0)
+    folder = tmp_path_factory.mktemp("text")
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(
+            1, {"params": params, "ema": params, "process": make_process(TEXT_CONFIG.process, 259)},
+            data_state=None, config=to_dict(TEXT_CONFIG), tokenizer=ByteTokenizer().to_dict(),
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options, text, calls",
+    [
+        (["--prompt="], "kkkkkk", 4),
+        (["--prompt=ab", "--length=8"], "abkkkkkk", 4),
+        (["--prompt=ab", "--steps=10"], "abkkkk", 4),  # no more calls than tokens
+        (["--prompt=a[[3]]b[[1]]c"], "akkkbkc", 4),
+        (["--prompt=a", "--sampler=ancestral", "--top_k=3", "--top_p=0.5", "--temperature=0.1"], "akkkkk", None),
+        (["--prompt=a", "--sampler=remdm", "--remask=loop", "--remask_window=0.2,0.8", "--remask_strength=.1"],
+         "akkkkk", 4),
+        (["--prompt=a", "--threshold=0.9", "--score=margin"], "akkkkk", 1),
+        (["--prompt=a", "--guidance=2"], "akkkkk", 8),
+        (["--prompt=a", "--block_size=3"], "akkkkk", None),
+    ],
+)  # fmt: skip
+def test_running_text(text_workdir, capsys, options, text, calls):
+    assert run(f"--checkpoint={text_workdir}", *options) == 0
+    shown = capsys.readouterr()
+    assert shown.out == text + "\n"
+    said = shown.err.splitlines()[-1]
+    assert said.startswith("network calls: ") and said.endswith(" for each sample")
+    assert calls is None or said == f"network calls: {calls} for each sample"
+
+
+def test_stages_of_running_text_show_the_masks(text_workdir, capsys):
+    assert run(f"--checkpoint={text_workdir}", "--prompt=a[[4]]b", "--show_trajectory") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 0/4  a▯▯▯▯b" and lines[4] == "step 4/4  akkkkb" and lines[5:] == ["", "akkkkb"]
+    assert [line.count("▯") for line in lines[:5]] == [4, 3, 2, 1, 0]
+
+
+def test_running_text_file_to_file(text_workdir, tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"src": ""}\n{"src": "ab"}\n', encoding="utf-8")
+    assert run(f"--checkpoint={text_workdir}", f"--input={source}", f"--output={output}") == 0
+    found = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert found == [
+        {"src": "", "samples": ["kkkkkk"], "network_calls": 4},
+        {"src": "ab", "samples": ["abkkkk"], "network_calls": 4},
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--prompt=abcdef"], "text 1 of 1 has 6 tokens, which leaves none of the 6 to write"),
+        (["--prompt=a", "--eta=0.5"], "--eta has no meaning with sampler 'confidence': it is for ddim"),
+        (["--prompt=a", "--remask=cap"], "--remask has no meaning with sampler 'confidence': it is for remdm"),
+        (["--prompt=a", "--length_choice=first"], "length='first' is for masked models of pairs"),
+        (["--prompt=a", "--remask_window=0.5"], "expected 2 values"),
+        (["--prompt=a", "--sampler=ddim"], "takes ancestral, confidence, low_confidence, remdm"),
+        (["--prompt=a", "--score=luck"], "score='luck'"),
+    ],
+)
+def test_user_errors_with_running_text(text_workdir, capsys, options, message):
+    assert run(f"--checkpoint={text_workdir}", *options) != 0
+    shown = capsys.readouterr()
+    assert message in shown.err and len(shown.err.splitlines()) == 1 and shown.out == ""
+
+
 def test_help(capsys):
     assert run("--help") == 0
-    assert "--show_trajectory" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "--show_trajectory" in shown and "--[no]reuse_logits" in shown and "--length_choice" in shown
+
+
+def test_every_sampling_setting_has_a_flag():
+    settings = {field.name for field in dataclasses.fields(SamplingConfig)}
+    assert set(commandline._SAMPLING_HELP) == settings and set(commandline._READ_BY) <= settings

@@ -6,7 +6,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from dimba_jax.config import from_config_dict
@@ -50,15 +49,6 @@ def tiny_model(kind="masked", *, vocab=11, seed=0, endless=False, **more):
     return nnx.merge(graph, parameters), make_process(config.process, vocab), config
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of the time of these tests is compilation, which a lighter XLA pipeline halves."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def row_keys(rows, seed=0):
     return jax.random.split(jax.random.key(seed), rows)
 
@@ -75,6 +65,7 @@ class Calls:
 
     def __init__(self):
         self.made = []
+        self.traced = 0
 
     def take(self):
         """Those since the last time."""
@@ -118,6 +109,7 @@ class Script(nnx.Module):
     def _note(self, what, *of_call):
         if self.calls is not None:
             calls = self.calls
+            calls.traced += 1
             jax.debug.callback(lambda *x: calls.made.append(Call(what, *map(np.asarray, x))), *of_call, ordered=True)
 
     def _say(self, tokens, start):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PRNGKeyArray
+from jaxtyping import Bool, Int, PRNGKeyArray
 
 from dimba_jax.config import ConfigError, SamplingConfig
 from dimba_jax.data.normalize import normalize
 from dimba_jax.data.rows import encode_prompts
-from dimba_jax.progress import progress as progress_of
+from dimba_jax.sampling.batches import BatchResult, PromptRows, in_batches
+from dimba_jax.sampling.discrete.sample import check_settings, sample_tokens, total_steps
 from dimba_jax.sampling.load import LoadedModel
 from dimba_jax.sampling.loop import sample
+from dimba_jax.sampling.open_rows import open_rows, readable
 from dimba_jax.sampling.steppers import make_stepper
 
 log = logging.getLogger(__name__)
@@ -27,9 +29,14 @@ class Generation:
     """What a model made of one prompt."""
 
     prompt: str
-    texts: tuple[str, ...]  # num_samples of them
-    network_calls: int  # for one text; under early exit the most that any of its batches took
-    trajectory: tuple[str, ...] = ()  # the first text's stages, from noise to the text
+    texts: tuple[str, ...]  # num_samples of them; of running text with what was given
+    network_calls: int  # for one text; where batches end early the most that any of its batches took
+    trajectory: tuple[str, ...] = ()  # the first text's stages, from noise or masks to the text
+    continuations: tuple[str, ...] = ()  # of running text without gaps: the texts without what was given
+    steps: int = 0  # that the stages are spread over: all that a text may take
+
+
+_Run = Callable[[Int[np.ndarray, " b"], PRNGKeyArray], BatchResult]
 
 
 def generate(
@@ -41,79 +48,143 @@ def generate(
     progress: bool = False,
     stages: int = 0,
 ) -> list[Generation]:
-    """Samples `settings.num_samples` texts for each prompt, `settings.batch_size` rows at a time.
+    """Samples `settings.num_samples` texts for each prompt of a model of pairs, `settings.batch_size` rows at a time.
 
     Sample k of prompt i draws from fold_in(fold_in(key(seed), i), k): the texts do not depend on the
     batch size or on the other prompts. A prompt too long for the source's positions is cut, with a warning.
 
     Raises:
-      ConfigError: an empty prompt; more steps than the process has; guidance with a model that was
-        trained without condition dropout.
+      ConfigError: an empty prompt; a model of running text; more steps than the process has, more stages than
+        steps; settings that do not fit the model, such as guidance where there was no condition dropout.
     """
     if not prompts:
         return []
-    _check(model, prompts, settings)
-    _warn_of_cuts(model, prompts)
-    rows = encode_prompts(model.tokenizer, prompts, model.config.data)
-    samples = settings.num_samples
-    keys = _row_keys(seed, len(prompts), samples)
-    count = len(prompts) * samples
-    batch = min(settings.batch_size, count)
-    stepper = make_stepper(settings)
-    found: list[Int[np.ndarray, "b l"]] = []
-    stage_tokens: list[Int[np.ndarray, "k b l"]] = []
-    calls = np.zeros(count, np.int64)
-    with progress_of(count, "sampling", enabled=progress) as shown:
-        for start in range(0, count, batch):
-            # the last batch is filled up with its last row, so that all have one shape and one compilation
-            of_batch = np.minimum(np.arange(start, start + batch), count - 1)
-            prompt = of_batch // samples
-            result = sample(
-                model.denoiser, model.process, stepper,
-                jnp.asarray(rows["tokens"][prompt]), jnp.asarray(rows["target"][prompt]),
-                jnp.asarray(rows["valid"][prompt]), keys[of_batch], settings,
-                self_conditioning=model.config.model.self_conditioning, stages=stages,
-            )  # fmt: skip
-            real = min(batch, count - start)
-            found.append(np.asarray(result.tokens)[:real])
-            stage_tokens.append(np.asarray(result.trajectory)[:, :real])
-            calls[start : start + real] = int(result.network_calls)
-            shown.update(real)
-    tokens = np.concatenate(found)
-    trajectory = np.concatenate(stage_tokens, axis=1)
-    return [
-        Generation(
-            prompt=text,
-            texts=tuple(_decode(model, tokens[i * samples + k]) for k in range(samples)),
-            network_calls=int(calls[i * samples : (i + 1) * samples].max()),
-            trajectory=tuple(_decode(model, stage) for stage in trajectory[:, i * samples]),
-        )
-        for i, text in enumerate(prompts)
-    ]
-
-
-def _row_keys(seed: int, prompts: int, samples: int) -> PRNGKeyArray:
-    """Keys of the rows, the samples of a prompt side by side."""
-    prompt, number = jnp.divmod(jnp.arange(prompts * samples, dtype=jnp.int32), samples)
-    base = jax.random.key(seed)
-    return jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(base, i), k))(prompt, number)
-
-
-def _decode(model: LoadedModel, row: Int[np.ndarray, " l"]) -> str:
-    return model.tokenizer.decode([int(token) for token in row[model.config.data.source_length :]])
-
-
-def _check(model: LoadedModel, prompts: Sequence[str], settings: SamplingConfig) -> None:
+    _check(model, settings)
+    if model.config.data.source == "text":
+        raise ConfigError("this model writes running text and takes no prompts of pairs: use complete()")
     for i, prompt in enumerate(prompts):
         if not prompt.strip():
             raise ConfigError(f"prompt {i + 1} of {len(prompts)} is empty: give it some text")
+    _warn_of_cuts(model, prompts)
+    rows = encode_prompts(model.tokenizer, prompts, model.config.data)
+    steps = _steps(model, settings, model.config.data.target_length, stages)
+    run = _RUNS[model.config.process.kind](model, rows, settings, stages)
+    found = in_batches(run, len(prompts), settings, seed=seed, progress=progress)
+    target = slice(model.config.data.source_length, None)
+    return [_generation(model, steps, *made, target) for made in zip(prompts, found, strict=True)]
+
+
+def complete(
+    model: LoadedModel,
+    texts: Sequence[str],
+    settings: SamplingConfig,
+    *,
+    length: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    stages: int = 0,
+    gaps: bool = True,
+) -> list[Generation]:
+    """Goes on with texts, or fills their gaps, with a model of running text (`data.source` "text").
+
+    A text is continued up to `length` tokens, its own counted (None: as many as a training row has); "" is
+    unconditional. `[[12]]` in it is a gap of 12 tokens to be filled in, unless `gaps` is False; such a text ends
+    where it ends. The longest text decides the length of all rows. Draws are those of `generate`.
+
+    Raises:
+      ConfigError: a model of pairs; a text that leaves nothing to write; settings that do not fit the model.
+    """
+    if not texts:
+        return []
+    _check(model, settings)
+    if model.config.data.source != "text":
+        raise ConfigError("this model answers prompts and does not go on with texts: use generate()")
+    kind = model.config.process.kind
+    blocks = 0 if kind == "autoregressive" else settings.block_size or model.config.process.block_size
+    rows = open_rows(model.tokenizer, texts, model.config.data, length=length, multiple=max(blocks, 1), gaps=gaps)
+    steps = _steps(model, settings, rows.tokens.shape[1], stages)
+    run = _token_run(model, rows.tokens, rows.editable, rows.visible, settings, stages)
+    found = in_batches(run, len(texts), settings, seed=seed, progress=progress)
+    made = []
+    for i, text in enumerate(texts):
+        of = _generation(model, steps, text, found[i], slice(None))
+        if rows.is_beginning(i):
+            written = found[i].samples[:, rows.given(i) :]
+            of = replace(of, continuations=tuple(readable(model.tokenizer, row) for row in written))
+        made.append(of)
+    return made
+
+
+def _pair_tokens(model: LoadedModel, rows: dict[str, Any], settings: SamplingConfig, stages: int) -> _Run:
+    # target padding is predicted like any token; only the source's is never seen
+    return _token_run(model, rows["tokens"], rows["target"], rows["valid"] | rows["target"], settings, stages)
+
+
+def _pair_embeddings(model: LoadedModel, rows: dict[str, Any], settings: SamplingConfig, stages: int) -> _Run:
+    stepper = make_stepper(settings)
+
+    def run(of_batch: Int[np.ndarray, " b"], keys: PRNGKeyArray) -> BatchResult:
+        tokens, target, valid = (jnp.asarray(rows[name][of_batch]) for name in ("tokens", "target", "valid"))
+        result = sample(
+            model.denoiser, model.process, stepper, tokens, target, valid, keys, settings,
+            self_conditioning=model.config.model.self_conditioning, stages=stages,
+        )  # fmt: skip
+        return BatchResult(result.tokens, result.trajectory, result.network_calls)
+
+    return run
+
+
+_RUNS = {"gaussian": _pair_embeddings, "masked": _pair_tokens, "autoregressive": _pair_tokens}
+
+
+def _token_run(
+    model: LoadedModel,
+    tokens: Int[np.ndarray, "b l"],
+    editable: Bool[np.ndarray, "b l"],
+    visible: Bool[np.ndarray, "b l"],
+    settings: SamplingConfig,
+    stages: int,
+) -> _Run:
+    def run(of_batch: Int[np.ndarray, " b"], keys: PRNGKeyArray) -> BatchResult:
+        parts = [jnp.asarray(part[of_batch]) for part in (tokens, editable, visible)]
+        result = sample_tokens(
+            model.denoiser, model.process, parts[0], parts[1], parts[2], keys, settings,
+            config=model.config, stages=stages,
+        )  # fmt: skip
+        return BatchResult(result.tokens, result.trajectory, result.network_calls)
+
+    return run
+
+
+def _generation(model: LoadedModel, steps: int, prompt: str, made: PromptRows, part: slice) -> Generation:
+    """The texts of a prompt's rows, of which this part is to be read."""
+    return Generation(
+        prompt=prompt,
+        texts=tuple(readable(model.tokenizer, row[part]) for row in made.samples),
+        network_calls=made.network_calls,
+        trajectory=tuple(readable(model.tokenizer, stage[part]) for stage in made.stages),
+        steps=steps,
+    )
+
+
+def _steps(model: LoadedModel, settings: SamplingConfig, target: int, stages: int) -> int:
+    gaussian = model.config.process.kind == "gaussian"
+    steps = settings.steps if gaussian else total_steps(model.config, settings, target)
+    if stages and not 2 <= stages <= steps + 1:
+        raise ConfigError(f"stages={stages}: with {steps} sampling steps take from 2 to {steps + 1}")
+    return steps
+
+
+def _check(model: LoadedModel, settings: SamplingConfig) -> None:
     process = model.config.process
-    if settings.guidance != 1.0 and process.condition_dropout == 0.0:
+    if process.kind != "gaussian":
+        check_settings(model.config, settings)
+    elif settings.guidance != 1.0 and process.condition_dropout == 0.0:
         raise ConfigError(
             f"guidance={settings.guidance} needs a model trained with process.condition_dropout > 0; "
             "this one was not: use guidance=1"
         )
-    if settings.steps > process.timesteps:
+    if process.kind == "gaussian" and settings.steps > process.timesteps:
         raise ConfigError(f"steps={settings.steps}: the model's process has {process.timesteps}; take at most as many")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flax import nnx
 from jaxtyping import PyTree
@@ -12,7 +13,6 @@ from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.config import RunConfig, from_config_dict
 from dimba_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process
-from dimba_jax.diffusion.predict import Network
 from dimba_jax.diffusion.process import Process
 from dimba_jax.models.build import abstract_denoiser
 
@@ -21,8 +21,8 @@ from dimba_jax.models.build import abstract_denoiser
 class LoadedModel:
     """All that sampling needs. The config is the one of the training run."""
 
-    denoiser: Network
-    process: Process  # with the bins of a learned schedule
+    denoiser: Any  # a Denoiser, or for a process on tokens a TokenDenoiser
+    process: Any  # with the bins of a learned schedule
     tokenizer: Tokenizer
     config: RunConfig
     step: int

@@ -59,13 +59,14 @@ def make_model(tmp_path):
     """make_model(text, **more): a model in memory that answers every prompt with this text, over bytes."""
     from dimba_jax.config import RunConfig, from_config_dict
     from dimba_jax.data.tokenizers import ByteTokenizer
-    from dimba_jax.diffusion.gaussian import make_gaussian
+    from dimba_jax.diffusion import make_process
     from dimba_jax.sampling.load import LoadedModel
 
-    def make(text="abc", *, denoiser=None, process=None, sampling=None, **more):
+    def make(text="abc", *, denoiser=None, process=None, sampling=None, model=None, **more):
         config: RunConfig = from_config_dict(
             {
                 "data": {"source_length": 8, "target_length": 6, "normalize": "lower"},
+                "model": model or {},
                 "process": {"timesteps": 20} | (process or {}),
                 "sampling": {"steps": 5, "batch_size": 4} | (sampling or {}),
             }
@@ -75,6 +76,6 @@ def make_model(tmp_path):
         target = [*tokenizer.encode(text), 1, *[0] * 6][:6]
         answer = table[np.asarray([0] * 8 + target)]
         network = denoiser or FakeDenoiser(table, answer, **more)
-        return LoadedModel(network, make_gaussian(config.process), tokenizer, config, 7)
+        return LoadedModel(network, make_process(config.process, tokenizer.vocab_size), tokenizer, config, 7)
 
     return make

@@ -96,3 +96,33 @@ def test_progress_is_shown_if_asked_for(make_model, capsys):
     assert capsys.readouterr().err == ""
     generate(model, PROMPTS, model.config.sampling, progress=True)
     assert "5/5" in capsys.readouterr().err
+
+
+def test_a_masked_model_of_pairs(make_model, monkeypatch):
+    import dimba_jax.sampling.generate as module
+    from dimba_jax.sampling.discrete.loop import TokenSample
+
+    masked = {"kind": "masked", "schedule": "log_linear"}
+    model = make_model(process=masked, model={"self_conditioning": False}, sampling={"sampler": "confidence"})
+    seen = []
+
+    def sample_tokens(denoiser, process, tokens, editable, visible, keys, settings, *, config, stages=0):
+        seen.append((np.asarray(tokens), np.asarray(editable), np.asarray(visible), keys))
+        answer = np.asarray([*model.tokenizer.encode("dad"), 1, 0, 0])
+        found = np.where(editable, np.concatenate([np.zeros(8, int), answer]), tokens)
+        masks = np.where(np.asarray(editable), process.mask_id, tokens)
+        return TokenSample(found, np.int32(7 + len(seen)), np.stack([masks, found]))
+
+    monkeypatch.setattr(module, "sample_tokens", sample_tokens)
+    found = generate(model, PROMPTS, dataclasses.replace(model.config.sampling, num_samples=2), seed=3, stages=2)
+    assert {of.texts for of in found} == {("dad", "dad")}
+    assert found[0].trajectory == ("▯" * 6, "dad") and found[0].steps == 5
+    assert [of.network_calls for of in found] == [8, 8, 9, 9, 10]  # of the batches of 4 that its rows were in
+    tokens, editable, visible, keys = seen[0]
+    assert editable[:, 8:].all() and not editable[:, :8].any()
+    np.testing.assert_array_equal(tokens[2, :5], [*model.tokenizer.encode("two"), 1, 0])
+    assert visible[2].tolist() == [True] * 4 + [False] * 4 + [True] * 6  # target padding is seen, the source's not
+    expected = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 1), 0)
+    assert (jax.random.key_data(keys[2]) == jax.random.key_data(expected)).all()
+    with pytest.raises(ValueError, match="early_exit=2 is for Gaussian"):
+        generate(model, PROMPTS, dataclasses.replace(model.config.sampling, early_exit=2))

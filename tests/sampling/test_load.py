@@ -9,6 +9,7 @@ from flax import nnx
 from dimba_jax.checkpoint import CheckpointError, Checkpoints
 from dimba_jax.config import from_config_dict, to_dict
 from dimba_jax.data.tokenizers import ByteTokenizer
+from dimba_jax.diffusion import make_process
 from dimba_jax.diffusion.gaussian import make_gaussian
 from dimba_jax.models.denoiser import Denoiser
 from dimba_jax.sampling.generate import generate
@@ -107,3 +108,30 @@ def test_from_parts_takes_a_state_too(parts):
 
 def load_free(parts):
     return from_parts(CONFIG, ByteTokenizer(), parts["ema"], parts["process"], 2).denoiser
+
+
+def test_a_masked_model_comes_back_with_its_range_of_times(tmp_path):
+    from dimba_jax.diffusion.masked import Masked
+    from dimba_jax.models.build import make_denoiser
+
+    config = from_config_dict(
+        to_dict(CONFIG)
+        | {"model": to_dict(CONFIG)["model"] | {"self_conditioning": False},
+           "process": {"kind": "masked", "schedule": "log_linear", "timesteps": 10},
+           "sampling": {"sampler": "confidence", "steps": 3, "batch_size": 2}}
+    )  # fmt: skip
+    network = make_denoiser(config, 259, nnx.Rngs(0))
+    params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+    process = make_process(config.process, 259).with_time_range((0.3, 0.8))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(
+            2, {"params": params, "ema": params, "process": process},
+            data_state=None, config=to_dict(config), tokenizer=ByteTokenizer().to_dict(),
+        )  # fmt: skip
+    model = load(tmp_path)
+    assert isinstance(model.process, Masked) and model.process.mask_id == 259
+    np.testing.assert_allclose(model.process.time_range, (0.3, 0.8))
+    made = from_parts(config, ByteTokenizer(), params, process, 2)
+    found = [generate(one, ["abc", "x"], config.sampling, seed=1) for one in (model, made)]
+    assert found[0] == found[1]
+    assert {of.network_calls for of in found[0]} == {3}
