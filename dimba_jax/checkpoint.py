@@ -85,7 +85,7 @@ class Checkpoints:
         wanted = {name: flat for name, part in target.items() if (flat := _flat(part))}
         self._check(step, wanted)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(_placed(part)) for name, part in wanted.items()})
-        found = self._manager.restore(step, args=args)
+        found = self._manager.restore(step, args=args) if wanted else {}  # orbax warns where nothing is wanted
         return {name: _unflat(part, found[name] if name in wanted else {}) for name, part in target.items()}
 
     def read_params(self, step: int | None = None, *, ema: bool = True, abstract: PyTree) -> PyTree:

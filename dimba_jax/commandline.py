@@ -25,7 +25,7 @@ _SAMPLING_HELP = {
     "following default to the checkpoint's config",
     "steps": "denoising steps of a row, or of a block, up to the process's timesteps",
     "eta": "ddim: share of ancestral noise",
-    "guidance": "classifier-free guidance; 1 is off",
+    "guidance": "classifier-free guidance; 1 is off; pairs: of a model trained with condition_dropout",
     "clamp_from": "Gaussian: round predictions to embeddings at t up to this; 0: never",
     "temperature": "Gaussian: standard deviation of the starting noise; tokens: of their distribution, 0 takes the "
     "most probable",
@@ -43,7 +43,7 @@ _SAMPLING_HELP = {
     "remask_strength": "remdm: sigma's cap, or its share of the greatest possible",
     "remask_window": "remdm loop: low,high; from t = high to low it only re-masks",
     "block_size": "masked: positions of a block, left to right; 0: the model's own, or none",
-    "cache": "masked, trained without blocks: none, prefix or dual (Fast-dLLM)",
+    "cache": "masked, trained without blocks: none, prefix or dual (Fast-dLLM), which are approximate",
     "length": "masked models of pairs: first chooses the target's length in one call before its words; or model",
     "length_bias": "tokens added to the length so chosen",
 }

@@ -100,8 +100,10 @@ def check(c: RunConfig) -> None:
         "config.model.context='none' without pooled_prompt would never see the source",
     )
     need(
-        s.guidance == 1.0 or p.condition_dropout > 0 or p.kind == "masked",  # a masked prompt is something it knows
-        "config.sampling.guidance other than 1 needs a model trained with process.condition_dropout > 0",
+        # running text is masked anywhere in training, so that a masked prompt is something its models know
+        s.guidance == 1.0 or p.condition_dropout > 0 or (p.kind == "masked" and d.source == "text"),
+        "config.sampling.guidance other than 1 needs a model trained with process.condition_dropout > 0, or a masked "
+        "one of running text; use guidance=1",
     )
     need(
         not (p.prediction == "epsilon" and p.zero_terminal_snr),
@@ -109,6 +111,13 @@ def check(c: RunConfig) -> None:
     )
 
 
+# settings of the process that only some kinds read, and which do
+READ_BY = {
+    "noise_scale": ("gaussian",), "zero_terminal_snr": ("gaussian",), "mse_weight": ("gaussian",),
+    "ce_weight": ("gaussian",), "prior_weight": ("gaussian",), "min_snr_gamma": ("gaussian",),
+    "time_conditioning": ("masked", "autoregressive"), "time_range": ("masked",), "weighting": ("masked",),
+    "label_smoothing": ("masked", "autoregressive"),
+}  # fmt: skip
 GAUSSIAN_SAMPLERS = ("ddpm", "ddim", "dpmpp")
 GAUSSIAN_SCHEDULES = ("cosine", "sqrt", "linear", "log_snr", "learned")
 MASKED_SCHEDULES = ("log_linear", "cosine")
@@ -127,6 +136,16 @@ def _check_kind(c: RunConfig, need: Callable[[bool, str], None]) -> None:
         value = getattr(d.text, name)
         need(0.0 <= value < 1.0, f"config.data.text.{name}={value}: must lie in [0, 1)")
     need(d.text.valid_fraction + d.text.test_fraction < 1.0, "config.data.text: the held-out fractions leave no text")
+    for name, kinds in READ_BY.items():
+        value, default = getattr(p, name), getattr(type(p)(), name)
+        need(
+            p.kind in kinds or value == default,
+            f"config.process.{name}={value!r}: process.kind={p.kind!r} does not read it; leave it at {default!r}",
+        )
+    need(
+        not text or p.condition_dropout == 0.0,
+        f"config.process.condition_dropout={p.condition_dropout}: running text has no source to leave out; set 0",
+    )
     if p.kind == "gaussian":
         need(not text, "config.data.source='text' needs process.kind 'masked' or 'autoregressive'")
         schedules, samplers = GAUSSIAN_SCHEDULES, GAUSSIAN_SAMPLERS
@@ -150,11 +169,25 @@ def _check_kind(c: RunConfig, need: Callable[[bool, str], None]) -> None:
     )
     low, high = p.time_range
     need(0.0 < low < high <= 1.0, f"config.process.time_range={p.time_range}: expected 0 < low < high <= 1")
+    need(
+        not p.time_conditioning or (p.time_range == type(p)().time_range and not p.search_time_range),
+        "config.process.time_range and search_time_range: a network that is told t would not learn the times that are "
+        "left out, and sampling asks for them; set process.time_conditioning=False",
+    )
     need(p.block_size >= 0, f"config.process.block_size={p.block_size}: must not be negative")
     need(
         p.block_size == 0 or (p.kind == "masked" and d.target_length % p.block_size == 0),
         f"config.process.block_size={p.block_size}: needs process.kind='masked' and a divisor of "
         f"data.target_length={d.target_length}",
+    )
+    need(
+        p.kind == "gaussian" or p.timestep_sampling != "importance",
+        f"config.process.timestep_sampling='importance' is for process.kind='gaussian': {p.kind!r} takes 'stratified'",
+    )
+    need(
+        p.kind != "masked" or p.loss_on_padding or (text and d.text.layout == "packed"),
+        "config.process.loss_on_padding=False: where a masked model sees the padding behind a text, it sees the text's "
+        "length, and its loss bounds no likelihood; set True",
     )
     need(
         p.loss_on == "target" or p.kind == "gaussian",

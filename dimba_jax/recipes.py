@@ -35,7 +35,8 @@ def with_model(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
 def autoregressive(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
     """The next-token twin: the same data, training and sampling settings, and a network that looks back only."""
     twin = with_model(config, suffix, direction="causal", **model)
-    return replace(twin, process=replace(config.process, kind="autoregressive"))
+    process = replace(config.process, kind="autoregressive", weighting="elbo")  # weights are of masked positions
+    return replace(twin, process=process)
 
 
 def tiny(config: RunConfig, suffix: str = "tiny", *, steps: int, learning_rate: float) -> RunConfig:

@@ -1,7 +1,8 @@
 """Samples texts from a trained model.
 
     python -m dimba_jax.sample --checkpoint=W --prompt="How do I kill rats?" [--num_samples=3] [--show_trajectory]
-    python -m dimba_jax.sample --checkpoint=W --prompt="Once upon a [[3]] there" [--length=128]
+    python -m dimba_jax.sample --checkpoint=W --prompt="Once upon a [[3]] there"
+    python -m dimba_jax.sample --checkpoint=W --prompt="Once upon a" [--length=128]
     python -m dimba_jax.sample --checkpoint=W --input=in.jsonl --output=out.jsonl
 
 A model of pairs answers the prompt. A model of running text goes on with it up to --length tokens, or fills its

@@ -44,3 +44,31 @@ def real_data() -> Path:
     if folder is None:
         pytest.skip("no real data: set DIMBA_DATA to its folder, or keep it in ../shared/data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the compiled programs of a test run lie, for all of its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "compiled"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest, compiled_programs: Path):
+    """Programs that run for a millisecond are not worth optimising, and the same ones are compiled often.
+
+    A module whose programs run for long says `OPTIMISED = True`.
+    """
+    import jax
+
+    settings = {
+        "jax_disable_most_optimizations": not getattr(request.module, "OPTIMISED", False),
+        "jax_compilation_cache_dir": str(compiled_programs),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)

@@ -29,6 +29,14 @@ def test_a_recipe_is_a_locked_config_dict():
         values.training.steps = "many"
 
 
+def masked(sampler="confidence", **process):
+    return {
+        "model": {"self_conditioning": False},
+        "process": {"kind": "masked", "schedule": "log_linear"} | process,
+        "sampling": {"sampler": sampler},
+    }
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -56,6 +64,17 @@ def test_a_recipe_is_a_locked_config_dict():
         ({"model": {"context": "none"}}, "would never see the source"),
         ({"sampling": {"guidance": 2.0}}, "condition_dropout > 0"),
         ({"process": {"prediction": "epsilon", "zero_terminal_snr": True}}, "undefined at zero terminal SNR"),
+        ({"process": {"weighting": "linear"}}, "process.kind='gaussian' does not read it; leave it at 'elbo'"),
+        ({"process": {"kind": "masked"}}, "config.model.self_conditioning=True: process.kind='masked' needs False"),
+        (masked(schedule="sqrt"), "config.process.schedule='sqrt': process.kind='masked' takes log_linear, cosine"),
+        (masked(sampler="ddim"), "config.sampling.sampler='ddim': process.kind='masked' takes ancestral"),
+        (masked(block_size=5), "needs process.kind='masked' and a divisor of data.target_length=32"),
+        (masked(time_range=(0.5, 0.2)), "expected 0 < low < high <= 1"),
+        (
+            masked(kind="autoregressive"),
+            "config.model.direction='untied': process.kind='autoregressive' needs 'causal'",
+        ),
+        (masked(min_snr_gamma=5.0), "process.kind='masked' does not read it; leave it at 0.0"),
     ],
 )
 def test_a_config_that_cannot_run_is_refused_by_name(values, message):

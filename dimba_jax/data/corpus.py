@@ -41,7 +41,8 @@ def load_texts(config: DataConfig, split: Split) -> list[str]:
     if not texts:
         raise DataError(
             f"{config.path or 'the library source'}: no text for {split!r}; "
-            f"config.data.text.{_FRACTION[split]} of a single text is held out"
+            f"config.data.text.{_FRACTION[split]} of a single text is held out: raise it above 0, or give a folder "
+            f"with config.data.{split}_file"
         )
     return texts
 

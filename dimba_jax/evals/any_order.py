@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.diffusion.masked import log_loss
 from dimba_jax.diffusion.objective import counted as counted_positions
-from dimba_jax.sampling.discrete.loop import time_of_share
 
 Row = dict[str, Array]  # tokens, target and valid, each (1, l)
 
@@ -48,7 +47,7 @@ def count_nll(
     places = jax.vmap(lambda key: jax.random.uniform(key, target.shape[1:]))(keys)
     rank = jnp.argsort(jnp.argsort(jnp.where(target, places, jnp.inf), axis=1), axis=1)
     masked = target & (rank < counts[:, None])
-    t = process.network_time(time_of_share(process, counts / jnp.sum(_maskable(row, source))))
+    t = process.network_time(process.time_of(counts / jnp.sum(_maskable(row, source))))
     visible = jnp.broadcast_to(target | valid, masked.shape)
     logits = denoiser(jnp.where(masked, process.mask_id, tokens), t, visible=visible, first=source)
     nats = log_loss(logits, jnp.broadcast_to(tokens, masked.shape)[:, source:])
@@ -74,7 +73,7 @@ def would_write(
     share_of = jnp.maximum(_maskable(row, source).reshape(blocks, -1).sum(axis=1), 1)
 
     def logits_of(tokens: Int[Array, "1 l"], masked: Bool[Array, "1 k"]) -> Float[Array, "1 k v"]:
-        t = process.network_time(time_of_share(process, masked.reshape(blocks, -1).sum(axis=1) / share_of))
+        t = process.network_time(process.time_of(masked.reshape(blocks, -1).sum(axis=1) / share_of))
         if not size:
             return denoiser(tokens, t, visible=visible, first=source)
         return denoiser.two_streams(tokens, truth, t[None], visible=visible, block_size=size, first=source)

@@ -26,6 +26,8 @@ def write_on(model: LoadedModel, context: str, settings: SamplingConfig, *, toke
     keep = min(len(ids), max(room - tokens, room // 2))
     if keep < len(ids):
         context = model.tokenizer.decode(ids[len(ids) - keep :])
+        while len(model.tokenizer.encode(context)) > keep:  # a character cut in two may take more tokens than its half
+            context = context[1:]
     wanted = keep + min(tokens, room - keep)
     length = min(-(-wanted // STEP) * STEP, room)
     found = complete(model, [context], settings, length=length, seed=seed, gaps=False)[0].continuations[0]

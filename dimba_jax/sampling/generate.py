@@ -102,6 +102,9 @@ def complete(
     kind = model.config.process.kind
     blocks = 0 if kind == "autoregressive" else settings.block_size or model.config.process.block_size
     rows = open_rows(model.tokenizer, texts, model.config.data, length=length, multiple=max(blocks, 1), gaps=gaps)
+    trained = model.config.data.target_length
+    if rows.tokens.shape[1] > trained:
+        log.warning("rows of %d tokens: the model was trained on rows of %d", rows.tokens.shape[1], trained)
     steps = _steps(model, settings, rows.tokens.shape[1], stages)
     run = _token_run(model, rows.tokens, rows.editable, rows.visible, settings, stages)
     found = in_batches(run, len(texts), settings, seed=seed, progress=progress)
@@ -179,6 +182,11 @@ def _check(model: LoadedModel, settings: SamplingConfig) -> None:
     process = model.config.process
     if process.kind != "gaussian":
         check_settings(model.config, settings)
+        if process.block_size and settings.block_size not in (0, process.block_size):
+            log.warning(
+                "block_size=%d: the model was trained in blocks of %d, and other ones are new to it",
+                settings.block_size, process.block_size,
+            )  # fmt: skip
     elif settings.guidance != 1.0 and process.condition_dropout == 0.0:
         raise ConfigError(
             f"guidance={settings.guidance} needs a model trained with process.condition_dropout > 0; "

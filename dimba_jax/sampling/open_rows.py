@@ -13,6 +13,7 @@ from dimba_jax.config import ConfigError, DataConfig
 from dimba_jax.data.normalize import normalize
 from dimba_jax.data.tokenizers import EOS, PAD, Tokenizer
 
+MOST = 1 << 20  # tokens of a row: a slip of the finger should not ask for more memory than there is
 _GAP = re.compile(r"\[\[(\d+)\]\]")
 
 
@@ -50,11 +51,16 @@ def open_rows(
     a `multiple`. `gaps` False takes `[[12]]` for text like any other.
 
     Raises:
-      ConfigError: a length below 1; a text that leaves nothing open within it; a gap of no token.
+      ConfigError: a length that is none, or that no text would read, since all have gaps; a text that leaves nothing
+        open within it; a gap of no token, or of more than fit any memory.
     """
+    if length is not None and gaps and texts and all(_GAP.search(text) for text in texts):
+        raise ConfigError(f"length={length}: a text with gaps has its own length; leave it out, or the gaps")
     length = config.target_length if length is None else length
     if length < 1:
         raise ConfigError(f"length={length}: must be at least 1 token")
+    if length > MOST:
+        raise ConfigError(f"length={length}: at most {MOST:,} tokens are written in one row")
     parts = [
         _encode(tokenizer, _GAP.split(text) if gaps else [text], config, length, f"text {i + 1} of {len(texts)}")
         for i, text in enumerate(texts)
@@ -74,6 +80,8 @@ def _encode(
     ids: list[int] = []
     free: list[bool] = []
     for known, size in zip(pieces[::2], [*pieces[1::2], "0"], strict=True):
+        if int(size) > MOST:
+            raise ConfigError(f"{name} has a gap of {size} tokens: at most {MOST:,} are written in one row")
         found = tokenizer.encode(normalize(known, config.normalize)) if known else []
         ids += found + [PAD] * int(size)
         free += [False] * len(found) + [True] * int(size)

@@ -63,7 +63,7 @@ def train(config: RunConfig, workdir: str | Path, *, command: Sequence[str] | No
         progress(config.training.steps, f"train {config.name}", run.start) as bar,
     ):
         _run_steps(run, Reporter(run, metrics, bar), interrupt, bar, train_step)
-    if first and (workdir / METRICS_FILE).stat().st_size:
+    if first and '"loss"' in (workdir / METRICS_FILE).read_text(encoding="utf-8"):
         loss_curve(workdir / METRICS_FILE, workdir / "loss.png")
     return Outcome(run.state, interrupt.signal)
 
@@ -88,10 +88,10 @@ def _run_steps(run: Run, report: Reporter, interrupt: Interrupt, bar: Progress, 
         stop = interrupt.requested(step)
         if due(training.log_every):
             report.log(step)
-        if stop or due(training.checkpoint_every):
-            report.save(step)
         if due(training.valid_every):
             report.validate(step)
+        if stop or due(training.checkpoint_every):
+            report.save(step)  # behind the validation, which may have moved the range that times are drawn from
         if due(training.sample_every):
             report.sample(step)
         if stop:

@@ -12,7 +12,6 @@ from jaxtyping import Array, PyTree
 
 from dimba_jax import parallel
 from dimba_jax.data.pipeline import valid_batches
-from dimba_jax.data.rows import Rows, encode_split
 from dimba_jax.data.sources import load_split
 from dimba_jax.diffusion.masked import Masked
 from dimba_jax.errors import UserError
@@ -59,7 +58,6 @@ class Reporter:
         self._rows: dict[int, np.ndarray] = {}  # ids of the rows of each step since the last check
         self._rate = learning_rate(run.config.optimizer, run.config.training.steps)
         self._valid_step = make_valid_step(run.graphdef, run.config)
-        self._valid_rows: Rows | None = None
         self._peak = peak_flops(jax.devices()[0])
         forwards = run.config.process.self_condition_prob if run.config.model.self_conditioning else 0.0
         model, data, process = run.config.model, run.config.data, run.config.process
@@ -67,7 +65,7 @@ class Reporter:
         self._flops = flops_per_row(
             run.state.params,
             source=data.source_length,
-            backbone=2 * positions if process.block_size else positions,  # the clean stream beside the noisy one
+            backbone=positions + data.target_length * bool(process.block_size),  # the clean row, the noisy target
             head=positions if process.kind == "gaussian" else data.target_length,
             tied=embeddings(run.state.params).size if model.head == "tied" else 0,
             forwards=forwards,
@@ -84,6 +82,9 @@ class Reporter:
         run = self._run
         self.check_finite()
         figures = summary(run.state.totals)
+        process = run.config.process
+        if process.kind == "autoregressive" or process.block_size:  # a row has no time there, or many
+            figures = {name: value for name, value in figures.items() if "_by_t/" not in name}
         self.clock.stop()
         figures["embedding_rms"] = float(jnp.sqrt(jnp.mean(jnp.square(embeddings(run.state.params)))))
         figures["learning_rate"] = float(np.asarray(self._rate(step - 1)))
@@ -123,12 +124,11 @@ class Reporter:
     def validate(self, step: int) -> None:
         """The loss of the averaged parameters on the first rows of the validation split, draws fixed."""
         run = self._run
+        self.check_finite()
         self.clock.stop()
         training = run.config.training
-        if self._valid_rows is None:
-            self._valid_rows = encode_split(run.config.data, run.tokenizer, "valid")[0]
         batches = valid_batches(
-            self._valid_rows, training.batch_size, training.valid_batches, jax.process_index(), jax.process_count()
+            run.valid_rows, training.batch_size, training.valid_batches, jax.process_index(), jax.process_count()
         )
         placed = [parallel.shard_batch(run.mesh, model_inputs(batch)) for batch in batches]
         keys = [jax.random.fold_in(jax.random.key(VALID_KEY), number) for number in range(len(placed))]

@@ -17,6 +17,7 @@ from dimba_jax import parallel
 from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.config import RunConfig, to_dict
 from dimba_jax.data.pipeline import train_iterator
+from dimba_jax.data.rows import Rows, encode_split
 from dimba_jax.data.tokenizers import Tokenizer, make_tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process, make_timestep_sampler
 from dimba_jax.models.build import abstract_denoiser, make_denoiser
@@ -37,6 +38,7 @@ class Run:
     graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
     feed: Feed
+    valid_rows: Rows
     checkpoints: Checkpoints
     state: TrainState
     start: int  # steps done before: 0, or the step it was restored from
@@ -73,6 +75,8 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     else:
         check_unchanged(checkpoints.read_config(step), config, workdir)
         tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
+    # read before hours of training rather than after them
+    valid_rows = encode_split(config.data, tokenizer, "valid")[0]
     source = train_iterator(config.data, tokenizer, rows, config.seed, jax.process_index(), jax.process_count())
     graphdef = abstract_denoiser(config, tokenizer.vocab_size)[0]
     optimizer = make_optimizer(config.optimizer, config.training.steps)
@@ -102,4 +106,6 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         state = target.with_parts(checkpoints.restore(step, target.parts()))
         source.set_state(checkpoints.read_data_state(step)[jax.process_index()])
     feed = Feed(source, mesh)
-    return Run(config, workdir, mesh, tokenizer, graphdef, optimizer, feed, checkpoints, state, step or 0, base_key)
+    return Run(
+        config, workdir, mesh, tokenizer, graphdef, optimizer, feed, valid_rows, checkpoints, state, step or 0, base_key
+    )

@@ -94,7 +94,7 @@ def test_smaller_blocks_see_more():
 
 
 def test_the_search_takes_the_range_of_least_variance():
-    config = run_config(2, search_time_range=True)
+    config = run_config(2, search_time_range=True, time_conditioning=False)
     graph, params = a_network(config)
     process = make_process(config.process, VOCAB)
     found, figures = search_time_range(graph, params, process, [a_batch(64)], config)

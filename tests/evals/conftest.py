@@ -26,7 +26,7 @@ GROUPS: dict[str, dict[str, Any]] = {
         "d_model": 16, "layers": 1, "pattern": ("attention",), "head_dim": 8, "mlp_ratio": 0.0,
         "self_conditioning": False, "modulation": "adaln_zero", "head": "untied",
     },
-    "process": {"kind": "masked", "schedule": "log_linear", "prediction": "logits", "mse_weight": 0.0},
+    "process": {"kind": "masked", "schedule": "log_linear"},
     "sampling": {"sampler": "confidence", "steps": 4, "batch_size": 4},
     "training": {"batch_size": 4},
 }  # fmt: skip
@@ -49,15 +49,6 @@ def tiny_model(config: RunConfig, seed: int = 0, scale: float = 1.0, letters: bo
         ids = jnp.asarray(tokenizer.encode(string.ascii_lowercase))
         params["head"]["bias"] = (params["head"]["bias"] - 100.0).at[ids].add(100.0)
     return from_parts(config, tokenizer, params, make_process(config.process, tokenizer.vocab_size), 7)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def quick_compilation():
-    """Programs that run for a millisecond are not worth optimising."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,8 @@ def test_padded_rows_with_gaps_end_as_in_training():
         (["a[[0]]"], None, "text 1 of 1 has a gap of 0 tokens"),
         (["a[[00]]b"], None, "gap of 0 tokens"),
         ([""], 0, "length=0"),
+        (["a[[2]]"], 5, "length=5: a text with gaps has its own length"),
+        (["a[[99999999999]]"], None, "a gap of 99999999999 tokens"),
     ],
 )
 def test_texts_must_leave_something_open(texts, length, message):

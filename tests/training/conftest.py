@@ -15,7 +15,9 @@ from jax.stages import Wrapped
 
 from dimba_jax.config import RunConfig, from_config_dict
 from dimba_jax.diffusion import make_process, make_timestep_sampler
+from dimba_jax.models.build import make_denoiser
 from dimba_jax.models.denoiser import Denoiser
+from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.training.optimizer import make_optimizer
 from dimba_jax.training.state import TrainState
 from dimba_jax.training.step import make_train_step
@@ -69,8 +71,8 @@ class Parts:
 
 @functools.cache
 def parts_of(config: RunConfig) -> Parts:
-    def build() -> Denoiser:
-        return Denoiser(config.model, vocab_size=VOCAB, source_length=SOURCE, target_length=TARGET, rngs=nnx.Rngs(0))
+    def build() -> Denoiser | TokenDenoiser:
+        return make_denoiser(config, VOCAB, nnx.Rngs(0))
 
     graphdef, _ = nnx.split(nnx.eval_shape(build))
     optimizer = make_optimizer(config.optimizer, config.training.steps)
@@ -79,22 +81,6 @@ def parts_of(config: RunConfig) -> Parts:
         params, optimizer, make_process(config.process, VOCAB), make_timestep_sampler(config.process), ROWS
     )
     return Parts(config, graphdef, state, make_train_step(graphdef, optimizer, config))
-
-
-@pytest.fixture(scope="package", autouse=True)
-def quick_compilation(tmp_path_factory):
-    """Programs that run for a millisecond are not worth optimising, and the same ones are compiled often."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def sample_blocks(
     config: RunConfig,
     stages: int = 0,
 ) -> TokenSample:
-    """Semi-autoregressive sampling from a network whose cache is exact: trained with blocks, or causal.
+    """Semi-autoregressive sampling from a network whose cache is exact (`exact_cache`).
 
     The source is read first, in one call. Each block is then masked and denoised by at most `settings.steps` calls
     that see it, the clean blocks before it and the source, but nothing behind it: a gap is filled from its left
@@ -57,13 +57,14 @@ def sample_blocks(
 
     Raises:
       ConfigError: no block size, one that does not divide the target's positions, or a network whose cache is not
-        exact: neither trained with blocks nor causal.
+        exact.
       ValueError: stages out of range.
     """
-    if not config.process.block_size and config.model.direction != "causal":
+    if not exact_cache(config):
         raise ConfigError(
             f"process.block_size=0 and model.direction={config.model.direction!r}: block sampling with an exact cache "
-            "needs a model trained with blocks, or a causal one; this one takes sampling.cache='prefix' or 'dual'"
+            "needs a model trained with blocks, or a causal one that is told no time; this one takes "
+            "sampling.cache='prefix' or 'dual'"
         )
     check_guidance(settings, config)
     size = block_size(tokens.shape[1] - denoiser.source_length, settings, config)
@@ -74,6 +75,15 @@ def sample_blocks(
         graph, parameters, process, make_unmasker(settings), tokens, editable, visible, keys,
         settings.steps, settings.reuse_logits, settings.guidance, blocks, text_ends(config), stages,
     )  # fmt: skip
+
+
+def exact_cache(config: RunConfig) -> bool:
+    """Whether caching what stands before a block changes no logit: trained with blocks, or causal and told no time.
+
+    A causal model that is told t read the positions before a block at the row's t in training, not at t = 0.
+    """
+    blind = config.model.direction == "causal" and not config.process.time_conditioning
+    return config.process.block_size > 0 or blind
 
 
 def block_size(length: int, settings: SamplingConfig, config: RunConfig) -> int:

@@ -17,7 +17,6 @@ from dimba_jax.diffusion.masked import Masked
 from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.sampling.discrete.fast import CacheKind, block_network, fast_blocks, rows_of, sample_fast
 from dimba_jax.sampling.discrete.guidance import hides_source
-from dimba_jax.sampling.discrete.loop import time_of_share
 from dimba_jax.sampling.discrete.unmasking import Unmasker, make_unmasker
 from dimba_jax.sampling.discrete.windows import part
 
@@ -103,7 +102,7 @@ def _compare(
         masked = x == process.mask_id
         # the times that `unmask` told the network
         share = jnp.sum(masked if stepper.counts else free * (1.0 - process.alpha(clock[j])), axis=1) / room
-        t = process.network_time(time_of_share(process, share))
+        t = process.network_time(process.time_of(share))
         one, other = cached(x, t), whole(x, t)
         difference = jnp.where(masked[..., None], jnp.abs(one - other), 0.0)
         flips = masked & (jnp.argmax(one, axis=-1) != jnp.argmax(other, axis=-1))

@@ -20,7 +20,7 @@ from dimba_jax.sampling.discrete.blocks import block_keys, block_size
 from dimba_jax.sampling.discrete.ending import may_end, still_to_write, text_ends, words_alone
 from dimba_jax.sampling.discrete.guidance import hides_source
 from dimba_jax.sampling.discrete.guided_rows import GuidedRows
-from dimba_jax.sampling.discrete.loop import TokenNetwork, TokenSample, Unmasked, time_of_share, unmask
+from dimba_jax.sampling.discrete.loop import TokenNetwork, TokenSample, Unmasked, unmask
 from dimba_jax.sampling.discrete.unmasking import Unmasker, make_unmasker
 from dimba_jax.sampling.discrete.windows import part, put, record
 from dimba_jax.sampling.loop import stage_steps
@@ -43,7 +43,7 @@ def sample_fast(
     """Blocks left to right, each in at most `settings.steps` calls, the blocks behind it masked but seen.
 
     `settings.cache` says what a call runs. "none": the whole row (LLaDA's semi-autoregressive order, arXiv
-    2502.09992). "prefix" and "dual" (Fast-dLLM, section 3.2): the whole row in a block's first call; in the others
+    2502.09992). "prefix" and "dual" (Fast-dLLM): the whole row in a block's first call; in the others
     only the block and what stands behind it, or only the block, the rest of the row being as that first call left
     it (keys and values of attention; the states with which the scans enter from both sides). That is an
     approximation: in a bidirectional network what stands around a block changes with the block. In a Mamba it is
@@ -126,13 +126,13 @@ def block_network(
     )
     masks = jnp.sum(begin == process.mask_id, axis=1)
     elsewhere = jnp.sum(row == process.mask_id, axis=1) - masks
-    first_time = process.network_time(time_of_share(process, masks / room_of_block))
+    first_time = process.network_time(process.time_of(masks / room_of_block))
 
     def row_time(t: Float[Array, " b"]) -> Float[Array, " rows"]:
         """From the time that fits the block's masks to the one that fits the row's."""
         if size < length - source:
             share = ((1.0 - process.alpha(t)) * room_of_block + elsewhere) / room
-            t = process.network_time(time_of_share(process, share))
+            t = process.network_time(process.time_of(share))
         return views.times(t)
 
     def of_block(logits: Float[Array, "rows m v"]) -> Float[Array, "b k v"]:

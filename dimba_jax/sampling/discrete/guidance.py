@@ -55,8 +55,9 @@ def without_prompt(
 ) -> Unprompted:
     """Either the prompt is invisible (`hide`, see `hides_source`), or its tokens are masks.
 
-    Masks in place of the prompt need no training of their own: to a masked model an unknown prompt is one that
-    is yet to be written (unsupervised guidance, Nie et al., arXiv 2410.18514).
+    Masks in place of the prompt need no training of their own where any position may be masked in training, as in
+    running text: an unknown prompt is one that is yet to be written (unsupervised guidance, Nie et al., arXiv
+    2410.18514). A source of pairs never is, so `check_settings` asks those models for condition dropout.
     """
     if hide:
         return Unprompted(tokens, visible & ~prompt)

@@ -16,8 +16,6 @@ from dimba_jax.sampling.loop import stage_steps
 
 TokenNetwork = Callable[[Array, Array], Array]  # (tokens (b, k), t (b,)) -> logits (b, k, v)
 
-BISECTIONS = 30  # of [0, 1]: finer than float32
-
 
 class TokenSample(NamedTuple):
     """What came of a batch of rows."""
@@ -70,7 +68,7 @@ def unmask(
     tokens alone: a row that is done waits unchanged for the others.
 
     `network` is told the time at which training masks as many of the `maskable` positions (all, unless given) as
-    are masked, or as the schedule expects to be (`time_of_share`): with nothing given and a stepper that goes by
+    are masked, or as the schedule expects to be (`Masked.time_of`): with nothing given and a stepper that goes by
     chance, that is t.
 
     Of `stages` states the first is all masked; stage j stands behind `stage_steps(steps, stages)[j]` steps.
@@ -91,7 +89,7 @@ def unmask(
         i, masked = carry.i, carry.masked
         t, s = clock[i], clock[i + 1]
         share = share_of(masked) if stepper.counts else share_of(editable) * (1.0 - process.alpha(t))
-        now = process.network_time(time_of_share(process, share))
+        now = process.network_time(process.time_of(share))
         call = carry.changed if reuse else jnp.bool_(True)
         if carry.logits is None:
             logits = network(carry.tokens, now)
@@ -135,20 +133,3 @@ def unmask(
     # stages that the loop did not come to show what it ended with
     left_out = jnp.asarray(at_stage)[:, None, None] > end.i
     return Unmasked(end.tokens, end.calls, jnp.where(left_out, end.tokens[None], end.trajectory))
-
-
-def time_of_share(process: Masked, share: Float[Array, " b"]) -> Float[Array, " b"]:
-    """The time at which this share of the positions is masked: 1 - alpha(t) = share, solved by bisection.
-
-    With tokens given, or positions revealed by number, a sampler's own clock runs apart from the share of masks
-    that a network trained with time expects.
-    """
-
-    def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = 0.5 * (low + high)
-        below = 1.0 - process.alpha(middle) < share
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-    low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros_like(share), jnp.ones_like(share)))
-    return jnp.where(share >= 1.0, 1.0, 0.5 * (low + high))

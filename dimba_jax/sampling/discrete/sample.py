@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Int, PRNGKeyArray
 
@@ -12,7 +13,7 @@ from dimba_jax.config import ConfigError, RunConfig, SamplingConfig
 from dimba_jax.diffusion.autoregressive import Autoregressive
 from dimba_jax.diffusion.masked import Masked
 from dimba_jax.models.token_denoiser import TokenDenoiser
-from dimba_jax.sampling.discrete.blocks import sample_blocks
+from dimba_jax.sampling.discrete.blocks import exact_cache, sample_blocks
 from dimba_jax.sampling.discrete.fast import sample_fast
 from dimba_jax.sampling.discrete.full import sample_full
 from dimba_jax.sampling.discrete.left_to_right import sample_left_to_right
@@ -42,8 +43,8 @@ def _left_to_right(config: RunConfig, settings: SamplingConfig) -> bool:
 
 
 def _exact_blocks(config: RunConfig, settings: SamplingConfig) -> bool:
-    """A model trained with blocks, or one that never looks ahead: what stands before a block can be cached."""
-    return config.process.block_size > 0 or (settings.block_size > 0 and config.model.direction == "causal")
+    """A model whose logits do not change if what stands before a block is cached (`exact_cache`)."""
+    return config.process.block_size > 0 or (settings.block_size > 0 and exact_cache(config))
 
 
 def _windows(config: RunConfig, settings: SamplingConfig) -> bool:
@@ -108,6 +109,8 @@ def sample_tokens(
       ValueError: stages out of range.
     """
     check_settings(config, settings)
+    if settings.length == "first" and not bool(jnp.all(editable[:, denoiser.source_length :])):
+        raise ConfigError("length='first' writes whole targets, and here some tokens of them are given: use 'model'")
     way = way_of(config, settings)
     return way(denoiser, process, tokens, editable, visible, keys, settings, config=config, stages=stages)
 
@@ -134,8 +137,22 @@ def check_settings(config: RunConfig, settings: SamplingConfig) -> None:
             f"reuse_logits: sampler={s.sampler!r} changes a token every step; it is for 'ancestral' and 'remdm'",
         ),
         (
-            s.guidance != 1.0 and kind == "autoregressive" and config.process.condition_dropout == 0.0,
-            f"guidance={s.guidance} needs an autoregressive model trained with process.condition_dropout > 0",
+            s.guidance != 1.0
+            and config.process.condition_dropout == 0.0
+            and (kind == "autoregressive" or config.data.source_length > 0),
+            f"guidance={s.guidance} needs a model trained with process.condition_dropout > 0, or a masked one of text",
+        ),
+        (
+            s.cache != "none" and way is not sample_fast,
+            f"cache={s.cache!r} is for masked models trained without blocks, whose own cache is not exact: set 'none'",
+        ),
+        (
+            s.cache != "none" and way is sample_fast and s.block_size == 0,
+            f"cache={s.cache!r} keeps what stands around a block, and there are no blocks: set block_size too",
+        ),
+        (
+            s.block_size > 0 and kind == "autoregressive",
+            f"block_size={s.block_size}: an autoregressive model writes token by token; set 0",
         ),
         (
             s.early_exit > 0,

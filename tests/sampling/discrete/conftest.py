@@ -13,15 +13,6 @@ VOCAB, LENGTH = 3, 3
 CHI_SQUARE = 52.0  # of 26 degrees of freedom: exceeded by chance once in 500 times
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Programs that run for a millisecond are not worth optimising."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="session")
 def target():
     """p(x) of every sequence of three tokens out of three, each far from independent of the others."""

@@ -15,6 +15,8 @@ from dimba_jax.sampling.discrete.distribution import TokenChoice
 from dimba_jax.sampling.discrete.unmasker import Step
 from dimba_jax.sampling.discrete.unmasking import Ancestral, Confidence, LowConfidence, ReMDM
 
+OPTIMISED = True  # a thousand steps
+
 
 @pytest.mark.parametrize("schedule", ["log_linear", "cosine"])
 def test_ancestral_sampling_in_many_steps(statistic, chi_square_limit, schedule):

@@ -19,8 +19,6 @@ from dimba_jax.sampling.discrete.guidance import guided
 from dimba_jax.sampling.discrete.loop import unmask
 from dimba_jax.sampling.discrete.unmasking import make_unmasker
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GREEDY = SamplingConfig(sampler="confidence", temperature=0.0, steps=3, block_size=4)
 DRAWN = dataclasses.replace(GREEDY, temperature=1.2)
 CHANCE = SamplingConfig(sampler="ancestral", temperature=1.2, steps=3, block_size=4)

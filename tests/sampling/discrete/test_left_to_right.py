@@ -15,8 +15,6 @@ from dimba_jax.sampling.discrete.distribution import draw_tokens, filtered_log_p
 from dimba_jax.sampling.discrete.guidance import guided
 from dimba_jax.sampling.discrete.left_to_right import sample_left_to_right
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GREEDY = SamplingConfig(temperature=0.0)
 SOURCE, TARGET = 4, 8
 SOURCES = np.asarray([[5, 6, 7, EOS], [8, 9, EOS, PAD], [4, EOS, PAD, PAD]], np.int32)

@@ -13,6 +13,8 @@ P = 1.0 / np.arange(1, VOCAB + 1)
 P /= P.sum()
 ENTROPY = float(-(P * np.log(P)).sum())  # 6.06 nats
 
+OPTIMISED = True  # a thousand steps
+
 
 @pytest.fixture(scope="module")
 def bits(make_masked):

@@ -10,8 +10,6 @@ from dimba_jax.sampling.discrete.distribution import TokenChoice
 from dimba_jax.sampling.discrete.loop import unmask
 from dimba_jax.sampling.discrete.unmasking import Ancestral, Confidence, LowConfidence, ReMDM, make_unmasker
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VOCAB, ROWS, LENGTH = 7, 5, 12
 MASK = VOCAB
 # sureness of the positions of each row, all different, and the token that is most probable there
