@@ -72,3 +72,6 @@ def quick_compilation(request: pytest.FixtureRequest, compiled_programs: Path):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    # every program holds mappings of memory, of which a process may have 65,530: without this a worker ran out of
+    # them after some thousand tests, and the compiler crashed
+    jax.clear_caches()

@@ -27,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="workdir of a masked language model without blocks")
     parser.add_argument("--rows", type=int, default=16, help="texts")
+    parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS, help="block sizes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a JSON line for each setting, appended")
     options = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
     print("| network | cache | block | threshold | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " |")
     print("|" + "---|" * (4 + len(COLUMNS)))
     lines = []
-    for block in BLOCKS:
+    for block in options.blocks:
         for threshold in (0.0, 0.9):
             for cache in ("prefix", "dual"):
                 settings = dataclasses.replace(
