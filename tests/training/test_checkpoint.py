@@ -100,3 +100,13 @@ def test_a_save_is_of_the_moment(tmp_path):
         checkpoints.wait()
         found = checkpoints.restore(1, jax.eval_shape(lambda: tree))
     np.testing.assert_array_equal(found["params"], 1.0)
+
+
+def test_a_part_without_arrays_is_restored_without_a_word(tmp_path, caplog):
+    """A process that learns nothing has no leaf, and asking orbax for nothing makes it warn of all there is."""
+    with Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, 1)
+    caplog.clear()
+    with Checkpoints(tmp_path) as checkpoints:  # another one: the first knows what it wrote
+        assert checkpoints.restore(1, {"process": ()}) == {"process": ()}
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]

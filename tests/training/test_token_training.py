@@ -1,6 +1,5 @@
 """Masked and next-token training: microbatches, devices, and a run that goes on where it stopped."""
 
-import dataclasses
 import json
 
 import jax
@@ -106,4 +105,3 @@ def test_what_would_be_biased_is_refused(process, message, configs):
     groups["process"] = groups["process"] | process
     with pytest.raises(ConfigError, match=message):
         configs(**groups)
-    assert dataclasses.asdict(configs(**groups_of("masked")))

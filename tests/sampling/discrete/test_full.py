@@ -298,10 +298,15 @@ def test_settings_that_do_not_fit_are_refused():
         (config_of(process={"block_size": 2}), {"cache": "dual"}, "trained without blocks"),
         (autoregressive, {"cache": "dual"}, "trained without blocks"),
         (autoregressive, {"block_size": 4}, "writes token by token"),
+        (config_of(), {"cache": "prefix"}, "there are no blocks: set block_size too"),
         (config_of(), {"early_exit": 3}, "early_exit=3 is for Gaussian"),
     ):
         with pytest.raises(ConfigError, match=message):
             check_settings(config, dataclasses.replace(config.sampling, **more))
+    tokens, editable, visible = rows()
+    editable[1, 5] = False
+    with pytest.raises(ConfigError, match="some tokens of them are given"):
+        run(config_of(), (tokens, editable, visible), length="first")
     with pytest.raises(ConfigError, match="remask_strength=2.0"):
         sample_full(
             Known(SOURCE, TABLE), make_process(config_of().process, VOCAB), *map(jnp.asarray, rows()),
