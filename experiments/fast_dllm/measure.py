@@ -38,7 +38,6 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(options.seed), options.rows)
     print("| network | cache | block | threshold | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " |")
     print("|" + "---|" * (4 + len(COLUMNS)))
-    lines = []
     for block in options.blocks:
         for threshold in (0.0, 0.9):
             for cache in ("prefix", "dual"):
@@ -50,12 +49,12 @@ def main() -> None:
                     model.denoiser, model.process, tokens, everywhere, everywhere, keys, settings, config=model.config
                 )  # fmt: skip
                 name = {"config": model.config.name, "step": model.step, "length": length, "rows": options.rows}
-                lines.append(name | {"cache": cache, "block_size": block, "threshold": threshold} | found)
+                line = name | {"cache": cache, "block_size": block, "threshold": threshold} | found
                 cells = [model.config.name, cache, str(block), f"{threshold:g}", *(f"{found[c]:.4g}" for c in COLUMNS)]
                 print(f"| {' | '.join(cells)} |", flush=True)
-    if options.output is not None:
-        with options.output.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+                if options.output is not None:  # at once: a run may be cut short
+                    with options.output.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def gather(run: Path) -> list[dict]:
         if "systems" not in report or "sampling" not in report["metadata"]:
             continue
         settings = {key: report["metadata"]["sampling"][key] for key in ("sampler", "score", "steps", "threshold")}
+        if report["split"] != "test":
+            continue
         for split, systems in (("test", report["systems"]), ("test, unseen", report["unseen"])):
             rows.append({"training": training, "split": split} | settings | {f: systems["model"][f] for f in FIGURES})
             copy = {"training": None, "split": split, "sampler": "copy the source"}
