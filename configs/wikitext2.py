@@ -7,8 +7,8 @@ DIR holds wiki.train.tokens and wiki.valid.tokens. A text of your own: --config.
 held out, or a folder, with --config.data.train_files="('*.txt',)" --config.data.valid_file=NAME.
 Without --config.data.path nothing is downloaded: the text is the source of Python's standard library on this machine.
 
-Hardware: one H200 (or another GPU with bfloat16). Measured there: PPL 70.9 a token and 1.48 bits a byte after 66 million
-training tokens, in 9.5 minutes beside three other runs (experiments/masked_lm, which compares the variants).
+Hardware: one H200 (or another GPU with bfloat16). Measured there: PPL 70.9 a token and 1.48 bits a byte after 66
+million training tokens, in 9.5 minutes beside three other runs (experiments/masked_lm, which compares the variants).
 Text is cut into rows of 256 tokens; 8,192 pieces are learned from the training text, so perplexities a token compare
 with no published ones: bits per byte and perplexity a word do. Every variant has 34 million parameters, within 2%.
 
