@@ -1,0 +1,54 @@
+"""How the GPU kernels of `causal_conv1d` cut their work: the one table that a benchmark re-tunes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+_MULTIPROCESSORS = 132  # of an H200
+
+
+@dataclass(frozen=True)
+class Walk:
+    """threads: of one program, a multiple of 32, side by side across its channels; channels: a thread; positions: at
+    most this many in a row of the sequence, by one program; unroll: positions whose loads are in flight together."""
+
+    threads: int
+    channels: int
+    positions: int
+    unroll: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    forward: Walk
+    backward: Walk
+
+
+# What a benchmark tries, where it is not half and twice
+OPTIONS = {f"{walk}.threads": (32, 64, 128) for walk in ("forward", "backward")}
+
+
+def tiles(device_kind: str, b: int, l: int, d: int) -> Tiles:
+    """Tile sizes for a device, such as "NVIDIA H200", and the shape of x; alike on every kind, and measured on none.
+
+    Long walks read little twice and leave small partial sums; but every multiprocessor wants 8 programs or more.
+    """
+    del device_kind
+    # backward, 8 channels a thread take 213 registers (bfloat16, sm_90a), and 9 warps a multiprocessor are few
+    forward, backward = Walk(32, 8, 128, 4), Walk(32, 4, 256, 4)
+    return Tiles(_enough(forward, b, l, d), _enough(backward, b, l, d))
+
+
+def _enough(walk: Walk, b: int, l: int, d: int) -> Walk:
+    columns = math.ceil(d / (walk.threads * walk.channels))
+    while walk.positions > 32 and columns * math.ceil(b * l / walk.positions) < 8 * _MULTIPROCESSORS:
+        walk = replace(walk, positions=walk.positions // 2)
+    return walk
+
+
+def blocks(length: int, walk: Walk) -> tuple[int, int]:
+    """(blocks, positions a block) that cover `length`: about alike, each a multiple of what is unrolled."""
+    even = math.ceil(length / math.ceil(length / walk.positions))
+    span = math.ceil(even / walk.unroll) * walk.unroll
+    return math.ceil(length / span), span

@@ -1,0 +1,288 @@
+"""`selective_scan` in Triton kernels, for GPUs of compute capability 8 and above.
+
+Forward: a program keeps the states of a block of channels in registers and walks along the sequence. Where batch and
+channels are too few to fill the device the sequence is cut into segments: one kernel finds what each segment adds to
+the state, a second the states that enter the segments, and then all segments run at once. Backward: the forward pass
+saves the state every few positions, in float32, or in bfloat16 for bfloat16 inputs; segments again, for the gradients
+of the states, and within a segment the states between saved ones are computed anew. No intermediate is as large as
+(b, l, d, n).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dimba_kernels.dispatch import resets
+from dimba_kernels.selective_scan.gpu_backward import selective_scan_backward
+from dimba_kernels.selective_scan.gpu_forward import (
+    selective_scan_borders,
+    selective_scan_forward,
+    selective_scan_segments,
+)
+from dimba_kernels.selective_scan.gpu_tiles import Layout, Tiles, tiles
+from dimba_kernels.triton_call import triton_call
+
+_DTYPES = ("float32", "bfloat16", "float16")
+_MOST_STATES = 128
+
+
+class _Arrays(NamedTuple):
+    """The arguments; flags (b, l) int32 has bit 0 where the mask is True, bit 1 where the state starts from zero."""
+
+    u: jax.Array
+    dt: jax.Array
+    A: jax.Array
+    B: jax.Array
+    C: jax.Array
+    D: jax.Array | None
+    z: jax.Array | None
+    h0: jax.Array | None
+    dt_bias: jax.Array | None
+    flags: jax.Array | None
+
+
+class _Statics(NamedTuple):
+    dt_softplus: bool
+    reverse: bool
+
+
+def unsupported(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    *,
+    D: jax.Array | None = None,
+    z: jax.Array | None = None,
+    h0: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    segments: jax.Array | None = None,
+    dt_bias: jax.Array | None = None,
+    dt_softplus: bool = False,
+    reverse: bool = False,
+    chunk: int | None = None,
+) -> str | None:
+    """Why the kernels cannot run with these arguments; None if they can."""
+    del mask, segments, dt_softplus, reverse, chunk
+    named = dict(u=u, dt=dt, A=A, B=B, C=C, D=D, z=z, h0=h0, dt_bias=dt_bias)
+    for name, value in named.items():
+        if value is not None and value.dtype.name not in _DTYPES:
+            return f"{name} is {value.dtype.name}, not one of {', '.join(_DTYPES)}"
+    if A.shape[1] > _MOST_STATES:
+        return f"{A.shape[1]} states are more than {_MOST_STATES}"
+    if 0 in (*u.shape, A.shape[1]):
+        return "an axis is empty"
+    if u.shape[0] > 65535:
+        return f"a batch of {u.shape[0]} is more than CUDA's grid has programs along an axis"
+    if u.shape[1] * u.shape[2] >= 2**31:
+        return "a sequence has too many elements for 32-bit offsets within it"
+    return None
+
+
+def selective_scan(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    *,
+    D: jax.Array | None,
+    z: jax.Array | None,
+    h0: jax.Array | None,
+    mask: jax.Array | None,
+    segments: jax.Array | None,
+    dt_bias: jax.Array | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """See `dimba_kernels.selective_scan`; `chunk` has no effect here."""
+    del chunk
+    flags = _flags(mask, segments, reverse)
+    arrays = _Arrays(u, dt, A, B, C, D, z, h0, dt_bias, flags)
+    return _scan(_Statics(dt_softplus, reverse), arrays)
+
+
+def _flags(mask: jax.Array | None, segments: jax.Array | None, reverse: bool) -> jax.Array | None:
+    if mask is None and segments is None:
+        return None
+    flags = jnp.int32(1) if mask is None else mask.astype(jnp.int32)
+    if segments is not None:
+        flags = flags + 2 * resets(segments, reverse).astype(jnp.int32)
+    return flags
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(statics: _Statics, arrays: _Arrays) -> tuple[jax.Array, jax.Array]:
+    y, last, _ = _forward(statics, arrays, save=False)
+    return y, last
+
+
+def _scan_fwd(statics: _Statics, arrays: _Arrays) -> tuple[tuple[jax.Array, jax.Array], tuple[_Arrays, jax.Array]]:
+    y, last, saved = _forward(statics, arrays, save=True)
+    return (y, last), (arrays, saved)
+
+
+def _scan_bwd(
+    statics: _Statics, kept: tuple[_Arrays, jax.Array], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[_Arrays]:
+    (arrays, saved), (dy, dlast) = kept, cotangents
+    return (_backward(statics, arrays, saved, dy, dlast),)
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd)
+
+
+def _tiles(arrays: _Arrays) -> Tiles:
+    gpu = jax.default_backend() in ("gpu", "cuda")
+    b, l, d = arrays.u.shape
+    return tiles(jax.devices()[0].device_kind if gpu else "NVIDIA H200", b, l, d, arrays.A.shape[1])
+
+
+def _constants(arrays: _Arrays, statics: _Statics, layout: Layout, segment: int) -> dict[str, int]:
+    """What all kernels but one take."""
+    _, l, d = arrays.u.shape
+    n = arrays.A.shape[1]
+    return layout.of(n) | dict(
+        L=l,
+        D=d,
+        N=n,
+        SEGMENT=segment,
+        HAS_Z=arrays.z is not None,
+        HAS_BIAS=arrays.dt_bias is not None,
+        FLAGS=arrays.flags is not None,
+        SOFTPLUS=statics.dt_softplus,
+        REVERSE=statics.reverse,
+    )
+
+
+def _float32(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _or(array: jax.Array | None, other: jax.Array) -> jax.Array:
+    """A kernel takes a pointer even to what it does not read."""
+    return other if array is None else array
+
+
+def _forward(statics: _Statics, arrays: _Arrays, save: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """y, the last state, and the states (b, blocks, d, n) before every `Tiles.save` positions."""
+    u, dt, A, B, C, D, z, h0, bias, flags = arrays
+    (b, l, d), n = u.shape, A.shape[1]
+    plan = _tiles(arrays)
+    layout, segment = plan.forward, min(plan.forward_segment, -(-l // plan.save) * plan.save)
+    start = None if h0 is None else h0.astype(jnp.float32)
+    if segment < l:
+        start = _enter(statics, arrays, plan.segments, segment, u, start, adjoint=False)
+    borders = jax.ShapeDtypeStruct((b, -(-l // plan.save), d, n), _saved_dtype(u)) if save else _float32(1)
+    constants = dict(SAVE=plan.save if save else 0, HAS_D=D is not None, HAS_START=start is not None)
+    y, last, saved = triton_call(
+        selective_scan_forward,
+        [u, dt, A, B, C, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), _or(start, A)],
+        [jax.ShapeDtypeStruct(u.shape, u.dtype), _float32(b, d, n), borders],
+        grid=(-(-d // layout.block(n)), b, -(-l // segment)),
+        constants=_constants(arrays, statics, layout, segment) | constants,
+        warps=layout.warps,
+        stages=layout.stages,
+    )
+    return y, last, saved
+
+
+def _saved_dtype(u: jax.Array) -> jnp.dtype:
+    """Of saved states, and of the channel blocks' shares of B's and C's gradients: bfloat16 rounds them no worse than
+    the inputs they come from, and no error is carried from one to the next."""
+    return jnp.dtype(jnp.float32 if u.dtype == jnp.float32 else jnp.bfloat16)
+
+
+def _enter(
+    statics: _Statics,
+    arrays: _Arrays,
+    layout: Layout,
+    segment: int,
+    v: jax.Array,
+    enter: jax.Array | None,
+    adjoint: bool,
+) -> jax.Array:
+    """The states that enter the segments (b, segments, d, n), or the gradients that enter them from behind.
+
+    Args:
+        v: u, or the cotangent of y.
+        enter: (b, d, n), the initial state, or the cotangent of the last one.
+    """
+    u, dt, A, B, C, _, z, _, bias, flags = arrays
+    (b, l, d), n = u.shape, A.shape[1]
+    count = -(-l // segment)
+    constants = _constants(arrays, statics, layout, segment)
+    added, span = triton_call(
+        selective_scan_segments,
+        [v, dt, A, C if adjoint else B, _or(z, u), _or(bias, A), _or(flags, u)],
+        [_float32(b, count, d, n), _float32(b, count, d)],
+        grid=(-(-d // layout.block(n)), b, count),
+        constants=constants | dict(ADJOINT=adjoint),
+        warps=layout.warps,
+        stages=layout.stages,
+    )
+    passes_nothing = None
+    if flags is not None:
+        ordered = (flags[:, ::-1] if statics.reverse else flags) // 2
+        passes_nothing = jnp.pad(ordered, [(0, 0), (0, count * segment - l)]).reshape(b, count, segment).max(2)
+    block = 256
+    (entering,) = triton_call(
+        selective_scan_borders,
+        [added, span, A, _or(passes_nothing, A), _or(enter, A)],
+        [_float32(b, count, d, n)],
+        grid=(-(-d * n // block), b),
+        constants=dict(D=d, N=n, SEGMENTS=count, BLOCK=block, FLAGS=flags is not None, HAS_ENTER=enter is not None)
+        | dict(ADJOINT=adjoint),
+        warps=4,
+    )
+    return entering
+
+
+def _backward(statics: _Statics, arrays: _Arrays, saved: jax.Array, dy: jax.Array, dlast: jax.Array) -> _Arrays:
+    u, dt, A, B, C, D, z, h0, bias, flags = arrays
+    (b, l, d), n = u.shape, A.shape[1]
+    plan = _tiles(arrays)
+    layout, segment = plan.backward, min(plan.backward_segment, -(-l // plan.save) * plan.save)
+    count, blocks = -(-l // segment), -(-d // layout.block(n))
+    enter = dlast.astype(jnp.float32)
+    if count > 1:
+        enter = _enter(statics, arrays, plan.segments, segment, dy, enter, adjoint=True)
+    like = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in (u, dt, u if z is None else z)]
+    none = _float32(1)
+    if z is None:
+        like[2] = none
+    du, ddt, dz, dB, dC, dA, dD, dbias, dstart = triton_call(
+        selective_scan_backward,
+        [u, dt, A, B, C, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), saved, dy, enter],
+        [
+            *like,
+            jax.ShapeDtypeStruct((blocks, b, l, n), _saved_dtype(u)),
+            jax.ShapeDtypeStruct((blocks, b, l, n), _saved_dtype(u)),
+            _float32(b * count, d, n),
+            none if D is None else _float32(b * count, d),
+            none if bias is None else _float32(b * count, d),
+            _float32(b, d, n),
+        ],
+        grid=(blocks, b, count),
+        constants=_constants(arrays, statics, layout, segment) | dict(SAVE=plan.save, HAS_D=D is not None),
+        warps=layout.warps,
+        stages=layout.stages,
+    )
+    return _Arrays(
+        u=du,
+        dt=ddt,
+        A=dA.sum(0).astype(A.dtype),
+        B=dB.sum(0, dtype=jnp.float32).astype(B.dtype),
+        C=dC.sum(0, dtype=jnp.float32).astype(C.dtype),
+        D=None if D is None else dD.sum(0).astype(D.dtype),
+        z=None if z is None else dz,
+        h0=None if h0 is None else dstart.astype(h0.dtype),
+        dt_bias=None if bias is None else dbias.sum(0).astype(bias.dtype),
+        flags=None,
+    )

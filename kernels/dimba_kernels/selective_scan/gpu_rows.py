@@ -1,0 +1,170 @@
+"""What the GPU kernels of `selective_scan` share: how a tile lies in the threads, and the recurrence over its rows.
+
+A tile of elements (t, d, n) is [1, T, NT, DT, W, DL, NL]. Triton gives lanes and warps to the last axes first: the
+DL x NL lanes of a warp split channels and states, W warps split channels, and a thread holds T rows of NT states by DT
+channels. So the axis of time lies in registers: cutting it into rows (`tl.split`) and joining rows again moves no data,
+and a recurrence is straight-line code of one FMA per element.
+
+    n = nl NT + nt          d = (dt W + w) DL + dl
+
+Elementwise work can still be dragged into another layout, and be done many times over or twice. `settled` and `apart`
+prevent that; neither is any code.
+"""
+
+# pyright: reportGeneralTypeIssues=false
+# (to a type checker a function under @triton.jit never returns)
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+FORGET = tl.constexpr(-1e30)  # added to the exponent of a decay: the state before this position counts as zero
+
+
+@triton.jit
+def settled(x):
+    """x. But what is computed elementwise to get it is computed where the loads put it, once an element.
+
+    Triton moves elementwise work across a change of layout, here to the threads of the tile, of which NL would each do
+    the same. It moves nothing across a sum, and a sum over an axis of one element is no code.
+    """
+    return tl.sum(x[None], 0)
+
+
+@triton.jit
+def apart(x):
+    """x [1, ...] in Triton's default layout for its shape, the one above, because a cumulative sum insists on it. Along
+    an axis of one element that is no code."""
+    return tl.cumsum(x, 0)
+
+
+@triton.jit
+def channels(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.constexpr):
+    """[T, channels] -> [1, T, 1, DT, W, DL, 1]."""
+    return tl.reshape(settled(x), (1, T, 1, DT, W, DL, 1))
+
+
+@triton.jit
+def states(x, T: tl.constexpr, NT: tl.constexpr, NL: tl.constexpr):
+    """[T, states] -> [1, T, NT, 1, 1, 1, NL]."""
+    return tl.permute(tl.reshape(settled(x), (1, T, 1, 1, 1, NL, NT)), (0, 1, 6, 2, 3, 4, 5))
+
+
+@triton.jit
+def tile(x, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr):
+    """[channels, states] -> [1, 1, NT, DT, W, DL, NL]."""
+    return apart(tl.permute(tl.reshape(x, (1, 1, DT, W, DL, NL, NT)), (0, 1, 6, 2, 3, 4, 5)))
+
+
+@triton.jit
+def flat(x, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr):
+    """[1, 1, NT, DT, W, DL, NL] -> [channels, states]."""
+    return tl.reshape(tl.permute(x, (0, 1, 3, 4, 5, 6, 2)), (DT * W * DL, NL * NT))
+
+
+@triton.jit
+def over_states(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.constexpr):
+    """Sum a tile over its states -> [T, channels].
+
+    A thread's own first. Then the lanes exchange through shared memory, so that a thread gets all addends of one sum:
+    fewer instructions than adding across lanes.
+    """
+    own = tl.permute(tl.sum(x, 2), (0, 5, 1, 2, 3, 4))
+    return tl.sum(tl.sum(apart(tl.reshape(own, (1, own.shape[1], T, DT * W * DL))), 1), 0)
+
+
+@triton.jit
+def over_channels(x, T: tl.constexpr, NT: tl.constexpr, NL: tl.constexpr):
+    """Sum a tile over its channels -> [T, states], likewise."""
+    own = tl.permute(tl.sum(x, 3), (0, 3, 4, 1, 5, 2))
+    return tl.sum(tl.sum(apart(tl.reshape(own, (1, own.shape[1] * own.shape[2], T, NL * NT))), 1), 0)
+
+
+@triton.jit
+def over_rows(x):
+    """Sum a tile over its rows, all in one thread -> [1, 1, NT, DT, W, DL, NL]."""
+    return tl.sum(x, 1)[:, None]
+
+
+@triton.jit
+def _halves(x):
+    """Rows [0, T / 2) and rows [T / 2, T)."""
+    half: tl.constexpr = x.shape[1] // 2
+    cut = tl.reshape(x, (2, half, x.shape[2], x.shape[3], x.shape[4], x.shape[5], x.shape[6]))
+    first, second = tl.split(tl.permute(cut, (1, 2, 3, 4, 5, 6, 0)))
+    return first[None], second[None]
+
+
+@triton.jit
+def _joined(x, y):
+    rows = tl.permute(tl.join(x, y), (0, 7, 1, 2, 3, 4, 5, 6))
+    return tl.reshape(rows, (1, 2 * x.shape[1], x.shape[2], x.shape[3], x.shape[4], x.shape[5], x.shape[6]))
+
+
+@triton.jit
+def _run(decay, added, state, T: tl.constexpr):
+    if T == 1:
+        after = apart(decay * state + added)
+        return state, after, after
+    else:
+        decay0, decay1 = _halves(decay)
+        added0, added1 = _halves(added)
+        before0, after0, state = _run(decay0, added0, state, T // 2)
+        before1, after1, state = _run(decay1, added1, state, T // 2)
+        return _joined(before0, before1), _joined(after0, after1), state
+
+
+@triton.jit
+def run_rows(decay, added, state, T: tl.constexpr):
+    """state <- decay state + added, row after row: the states before and after each row, and the last one."""
+    return _run(decay, apart(added), state, T)
+
+
+@triton.jit
+def _run_back(decay, added, later_decay, later, T: tl.constexpr):
+    if T == 1:
+        gradient = apart(later_decay * later + added)
+        return gradient, decay, gradient
+    else:
+        decay0, decay1 = _halves(decay)
+        added0, added1 = _halves(added)
+        gradient1, later_decay, later = _run_back(decay1, added1, later_decay, later, T // 2)
+        gradient0, later_decay, later = _run_back(decay0, added0, later_decay, later, T // 2)
+        return _joined(gradient0, gradient1), later_decay, later
+
+
+@triton.jit
+def run_rows_back(decay, added, later, T: tl.constexpr):
+    """The recurrence of the states' gradients, from the last row to the first.
+
+    Args:
+        added: what each row's own output adds to the gradient of the state after it.
+        later: the gradient that comes into the state after the last row from behind.
+
+    Returns:
+        The gradient of the state after each row, and of the state before the first row.
+    """
+    one = tl.full(later.shape, 1.0, tl.float32)
+    gradient, decay, first = _run_back(decay, apart(added), one, later, T)
+    return gradient, decay * first
+
+
+@triton.jit
+def step_size(raw, bias, valid, SOFTPLUS: tl.constexpr):
+    """dt as the recurrence takes it, 0 where not valid, and its derivative by `raw`."""
+    x = raw + bias
+    if SOFTPLUS:
+        e = tl.exp(-tl.abs(x))
+        # log1p(e) = 2 atanh(s), e in [0, 1] so s <= 1/3: eight terms are exact to 2e-8 at any size of e
+        s = e / (2.0 + e)
+        q = s * s
+        series = 1.0 + q * (
+            1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15))))))
+        )
+        dt = tl.maximum(x, 0.0) + 2.0 * s * series
+        slope = tl.where(x >= 0, 1.0, e) / (1.0 + e)
+    else:
+        dt = x
+        slope = tl.full(x.shape, 1.0, tl.float32)
+    return tl.where(valid, dt, 0.0), tl.where(valid, slope, 0.0)

@@ -1,0 +1,94 @@
+"""Tile sizes of the GPU kernels of `selective_scan`. Results do not depend on them, up to rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a kernel's tile lies in the threads (see gpu_rows.py).
+
+    rows: of time a tile, a power of two; states, channels: a thread, powers of two; warps: a program;
+    stages: tiles that are loaded ahead, plus one.
+    """
+
+    rows: int
+    states: int
+    channels: int
+    warps: int
+    stages: int = 2
+
+    def of(self, n: int) -> dict[str, int]:
+        """The kernels' constants for n states."""
+        lanes = min(32, max(1, _power_of_two(n) // self.states))
+        nt = max(self.states, _power_of_two(n) // lanes)
+        return dict(T=self.rows, NT=nt, DT=self.channels, W=self.warps, NL=lanes, DL=32 // lanes, STAGES=self.stages)
+
+    def block(self, n: int) -> int:
+        """Channels a program."""
+        constants = self.of(n)
+        return constants["DT"] * constants["W"] * constants["DL"]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """forward, segments, backward: of the three kernels. save: steps between saved states, a multiple of the rows of
+    forward and backward: to the power of two times those of backward, the more steps are run through again.
+    forward_segment, backward_segment: steps a program, multiples of `save` and of all rows."""
+
+    forward: Layout
+    segments: Layout
+    backward: Layout
+    save: int
+    forward_segment: int
+    backward_segment: int
+
+
+def tiles(device_kind: str, b: int, l: int, d: int, n: int) -> Tiles:
+    """Tile sizes for a device, such as "NVIDIA H200", and a shape.
+
+    Chosen by what the kernels compile to (`python -m dimba_kernels.gpu_cost`): no registers spilled up to 32 states,
+    few instructions an element. A segment costs its share of one more kernel, so the forward scan is cut only where
+    even half as many channels a program leave multiprocessors idle.
+    """
+    del device_kind
+    wide = _layout(rows=8, states=4, d=d, n=n)
+    narrow = _layout(rows=16, states=2, d=d, n=n)
+    forward = wide if n > 32 or _programs(wide, b, d, n) >= 2 * _MULTIPROCESSORS else narrow
+    segments = _layout(rows=16, states=4, d=d, n=n)
+    return Tiles(
+        forward,
+        segments,
+        backward=wide,
+        save=16,
+        forward_segment=_segment(forward, b, l, d, n, _MULTIPROCESSORS),
+        backward_segment=_segment(wide, b, l, d, n, 10 * _MULTIPROCESSORS),
+    )
+
+
+_MULTIPROCESSORS = 132
+
+
+def _layout(rows: int, states: int, d: int, n: int) -> Layout:
+    """Enough warps a program that its share of B's and C's gradients is small, and no more than the channels need."""
+    lanes = min(32, max(1, _power_of_two(n) // states))
+    warps = min(max(4, _power_of_two(n) // 4), 16, _power_of_two(-(-d * lanes // 32)))
+    # 16 warps leave 128 registers a thread
+    return Layout(rows=rows if warps < 16 else rows // 2, states=states, channels=1, warps=warps)
+
+
+def _programs(layout: Layout, b: int, d: int, n: int) -> int:
+    return b * -(-d // layout.block(n))
+
+
+def _segment(layout: Layout, b: int, l: int, d: int, n: int, programs: int) -> int:
+    """Steps a segment, at least 128 and a power of two, that make at least so many programs, if any do."""
+    segment = max(128, _power_of_two(l))
+    while segment > 128 and _programs(layout, b, d, n) * -(-l // segment) < programs:
+        segment //= 2
+    return segment
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -1,0 +1,201 @@
+"""Triton kernel of the gradients: one program takes one chunk of positions through several heads.
+
+Three programs share a chunk's work, for one alone would need twice the registers there are: one computes dx, one what
+the states give dB, one dC and the rest of dB. They follow one another, and find what they all read in the L2 cache.
+Matrices over pairs of positions are made where they are used, as left operands that never leave the registers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from dimba_kernels.ssd.gpu_decay_kernels import is_reverse
+from dimba_kernels.ssd.gpu_state_kernels import kept, load_rows, product
+
+
+@triton.jit
+def chunk_gradients(
+    x,  # ([ways,] b, l, h, p)
+    dy,  # the same
+    B,  # ([ways,] b, l, g, n)
+    C,  # the same
+    D,  # ([ways,] h) float32
+    mask,  # (b, l) int8
+    dt,  # ([ways,] b, h, l) float32
+    sums,  # (ways, b, h, padded l) float32
+    enter,  # the same
+    leave,  # the same: without dt
+    counts,  # the same, int32
+    scales,  # (ways, b, h, chunks) float32
+    states,  # (2, ways, b, chunks, h, n, p): entering states, and the gradients of the states at the other end
+    dx,  # as x
+    ddt,  # ([ways,] b, h, padded l) float32: what reaches dt beside the decay
+    dD,  # the same: x dy
+    crossing,  # (ways, b, h, padded l) float32: see decay_gradients
+    entering,  # the same
+    leaving,  # the same
+    through,  # (ways, b, h, chunks) float32
+    dB,  # ([ways,] b, 2, blocks of heads, l, g, n) float32: to be summed
+    dC,  # ([ways,] b, blocks of heads, l, g, n) float32: to be summed
+    BATCH: tl.constexpr,
+    L: tl.constexpr,
+    H: tl.constexpr,
+    P: tl.constexpr,
+    G: tl.constexpr,
+    N: tl.constexpr,
+    DIRECTION: tl.constexpr,
+    SHARED: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_D: tl.constexpr,
+    RESETS: tl.constexpr,
+    Q: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HEADS: tl.constexpr,
+    BN: tl.constexpr,
+    BP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    BOTH: tl.constexpr = SHARED and DIRECTION == 2
+    WAYS: tl.constexpr = 2 if DIRECTION == 2 else 1
+    BLOCKS: tl.constexpr = H // G // HEADS
+    KEEP: tl.constexpr = HAS_MASK or L % Q != 0
+    OTHER: tl.constexpr = WAYS * BATCH * CHUNKS * H * N * P
+    VECTORS: tl.constexpr = BATCH * H * CHUNKS * Q  # from a vector of the forward direction to the reverse one's
+    STATES: tl.constexpr = BATCH * CHUNKS * H * N * P
+    TWICE: tl.constexpr = 2 if BOTH else 1
+    heads = tl.program_id(0) // 3
+    group = heads // BLOCKS
+    c = tl.program_id(1).to(tl.int64)
+    line = tl.program_id(2).to(tl.int64)  # of ([ways,] b)
+    inside = tl.arange(0, Q)
+    columns = tl.arange(0, BP)
+    n = tl.arange(0, BN)
+    keep = kept(mask, line % BATCH, (c * Q + inside).to(tl.int32), L, HAS_MASK)
+    rows = (line * L + c * Q) * (G * N) + group * N
+    reverse = is_reverse(line // BATCH, DIRECTION)
+    earlier = inside[:, None] < inside[None, :]  # is the row before the column?
+    diagonal = inside[:, None] == inside[None, :]
+    x_rows = (line * L + c * Q) * (H * P)
+    here = c * Q + inside < L
+    in_block = here[:, None] & (n < N)[None, :]
+    block = c * Q * (G * N) + group * N + inside[:, None] * (G * N) + n[None, :]
+    partial = L * G * N
+
+    if tl.program_id(0) % 3 == 0:  # pairs as (j, i): dx
+        B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
+        C_c = load_rows(C + rows, inside, n, G * N, keep, KEEP, N, BN)
+        scores = product(B_c, tl.trans(C_c), None, PRECISION)
+        scores = _allowed(scores, earlier, diagonal, reverse == 0, BOTH)
+        for k in tl.range(HEADS):
+            head = heads * HEADS + k
+            row = line * H + head
+            at = row * (CHUNKS * Q) + c * Q + inside
+            state_at = states + OTHER + ((line * CHUNKS + c) * H + head) * (N * P)
+            x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
+            dy_c = load_rows(dy + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
+            dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
+            weights = scores * _decays(sums, counts, at, -1.0, earlier, VECTORS, BOTH, RESETS)
+            products = product(x_c, tl.trans(dy_c), None, PRECISION)
+            if HAS_D:
+                tl.store(dD + at, tl.sum(tl.where(diagonal, products, 0.0), axis=1))
+            terms = products * weights
+            ddt_c = tl.sum(terms, axis=1)
+            weights *= dt_at[:, None]
+            if HAS_D:  # on the diagonal, where it costs no registers for dy
+                weights = tl.where(diagonal, weights + tl.load(D + line // BATCH * H + head), weights)
+            dx_c = product(weights.to(x_c.dtype), dy_c, None, PRECISION)
+            terms = tl.where(diagonal, 0.0, terms * dt_at[:, None])
+            for way in tl.static_range(TWICE):
+                if BOTH:
+                    of_way = tl.where(earlier, terms, 0.0) if way == 0 else tl.where(earlier, 0.0, terms)
+                else:
+                    of_way = terms
+                tl.store(crossing + way * VECTORS + at, tl.sum(of_way, axis=0) - tl.sum(of_way, axis=1))
+            for way in tl.range(TWICE):  # unrolled, it would spill
+                dh_c = load_rows(state_at + way * STATES, n, columns, P, n < N, N < BN, P, BP)
+                dx_out = product(B_c, dh_c, None, PRECISION) * tl.load(leave + way * VECTORS + at)[:, None]
+                sum_out = tl.sum(x_c.to(tl.float32) * dx_out, axis=1)
+                tl.store(leaving + way * VECTORS + at, sum_out * dt_at)
+                ddt_c += sum_out
+                dx_c += dx_out * dt_at[:, None]
+            tl.store(ddt + at, ddt_c)
+            out = dx + x_rows + head * P + inside[:, None] * (H * P) + columns[None, :]
+            if L % Q == 0 and P == BP:
+                tl.store(out, dx_c.to(x_c.dtype))
+            else:
+                tl.store(out, dx_c.to(x_c.dtype), mask=here[:, None] & (columns < P)[None, :])
+    elif tl.program_id(0) % 3 == 1:  # what leaves the chunk and what goes through it: dB
+        total = tl.zeros((Q, BN), tl.float32)
+        for k in tl.range(HEADS):
+            head = heads * HEADS + k
+            row = line * H + head
+            at = row * (CHUNKS * Q) + c * Q + inside
+            state_at = states + ((line * CHUNKS + c) * H + head) * (N * P)
+            x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
+            dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
+            for way in tl.static_range(TWICE):
+                h_c = load_rows(state_at + way * STATES, n, columns, P, n < N, N < BN, P, BP)
+                dh_c = load_rows(state_at + OTHER + way * STATES, n, columns, P, n < N, N < BN, P, BP)
+                scale_at = way * (BATCH * H * CHUNKS) + row * CHUNKS + c
+                passing = tl.load(scales + scale_at) * tl.sum(h_c.to(tl.float32) * dh_c.to(tl.float32))
+                tl.store(through + scale_at, passing)
+                x_out = x_c.to(tl.float32) * (dt_at * tl.load(leave + way * VECTORS + at))[:, None]
+                total = product(x_out.to(x_c.dtype), tl.trans(dh_c), total, PRECISION)
+        tl.store(dB + (line * 2 * BLOCKS + heads % BLOCKS) * partial + block, total, mask=in_block)
+    else:  # pairs as (i, j): dC, and of dB what stays in the chunk
+        B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
+        C_c = load_rows(C + rows, inside, n, G * N, keep, KEEP, N, BN)
+        dscores = tl.zeros((Q, Q), tl.float32)
+        total = tl.zeros((Q, BN), tl.float32)
+        for k in tl.range(HEADS):
+            head = heads * HEADS + k
+            row = line * H + head
+            at = row * (CHUNKS * Q) + c * Q + inside
+            state_at = states + ((line * CHUNKS + c) * H + head) * (N * P)
+            x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
+            dy_c = load_rows(dy + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
+            dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
+            for way in tl.static_range(TWICE):
+                h_c = load_rows(state_at + way * STATES, n, columns, P, n < N, N < BN, P, BP)
+                to_here = tl.load(enter + way * VECTORS + at)
+                dy_in = dy_c.to(tl.float32) * to_here[:, None]
+                total = product(dy_in.to(x_c.dtype), tl.trans(h_c), total, PRECISION)
+                y_in = product(C_c, h_c, None, PRECISION)
+                tl.store(entering + way * VECTORS + at, tl.sum(dy_in * y_in, axis=1))
+            decay = _decays(sums, counts, at, 1.0, earlier == 0, VECTORS, BOTH, RESETS)
+            dscores += product(dy_c, tl.trans(x_c), None, PRECISION) * (decay * dt_at[None, :])
+        dscores = _allowed(dscores, earlier, diagonal, reverse, BOTH).to(x.dtype.element_ty)
+        dC_c = product(dscores, B_c, total, PRECISION)
+        tl.store(dC + (line * BLOCKS + heads % BLOCKS) * partial + block, dC_c, mask=in_block)
+        dB_c = product(tl.trans(dscores), C_c, None, PRECISION)
+        tl.store(dB + ((line * 2 + 1) * BLOCKS + heads % BLOCKS) * partial + block, dB_c, mask=in_block)
+
+
+@triton.jit
+def _allowed(values, earlier, diagonal, first, BOTH: tl.constexpr):
+    """Zeros where nothing goes between row and column: pairs are kept whose row is earlier (first), or later."""
+    if BOTH:  # both ways, and the diagonal belongs to both
+        return tl.where(diagonal, 2 * values, values)
+    else:
+        return tl.where(diagonal | (earlier == first), values, 0.0)
+
+
+@triton.jit
+def _decays(sums, counts, at, sign, forward, back, BOTH: tl.constexpr, RESETS: tl.constexpr):
+    """The decay between row and column; no more than 1 where nothing goes between them. sign: 1 if rows are targets,
+    -1 if columns are. forward: does the pair belong to the forward direction?"""
+    here = tl.load(sums + at) * sign
+    exponents = here[:, None] - here[None, :]
+    if BOTH:
+        here = tl.load(sums + back + at) * sign
+        exponents = tl.where(forward, exponents, here[:, None] - here[None, :])
+    decay = tl.exp2(tl.minimum(exponents, 0.0))
+    if RESETS:
+        count = tl.load(counts + at)
+        same = count[:, None] == count[None, :]
+        if BOTH:
+            count = tl.load(counts + back + at)
+            same = tl.where(forward, same, count[:, None] == count[None, :])
+        decay = tl.where(same, decay, 0.0)
+    return decay

@@ -1,0 +1,65 @@
+"""How the GPU kernels of `ssd` cut their work: the one table that a benchmark re-tunes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How one kernel is launched: warps a program, and stages of its loop's pipeline."""
+
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Positions a chunk, heads a program, and launches."""
+
+    chunk: int  # of the outputs; the states between its chunks are all that is stored of the states
+    gradient_chunk: int  # the same for the gradients
+    state_n: int  # block of the state's n that one walk carries
+    state_p: int  # the same for p
+    heads: int  # a divisor of the heads of a group: that one program of the outputs takes through its chunk
+    gradient_heads: int
+    states: Launch
+    outputs: Launch
+    gradients: Launch
+
+
+def tiles(
+    device_kind: str, *, b: int, l: int, h: int, g: int, p: int, n: int, ways: int, both: bool, wide: bool
+) -> Tiles:
+    """The tiles for a shape, as in `ssd`. ways: directions in the launch; both: one program sums two of them; wide:
+    float32 inputs."""
+    del device_kind  # one table so far, for Hopper
+    longest = max(16, _power(l))
+    large = wide or n > 128  # what one chunk takes of the registers
+    chunk, gradient_chunk = 64 if large else 128, 64
+    # programs enough for every multiprocessor, and no more: B and C are read again for each
+    few = b * h * ways < 256
+    return Tiles(
+        chunk=min(chunk, longest),
+        gradient_chunk=min(gradient_chunk, longest),
+        state_n=min(_power(n), 64 if few or n > 128 else 128),
+        state_p=min(_power(p), 32 if few else 64),
+        heads=_divisor(h // g, 16),
+        gradient_heads=_divisor(h // g, 16),
+        states=Launch(warps=8 if wide else 4, stages=2),
+        outputs=Launch(warps=8, stages=1 if wide else 2 if large else 3),
+        gradients=Launch(warps=8 if n > 128 else 4, stages=1 if large or both else 2),
+    )
+
+
+def block(size: int) -> int:
+    """A power of two, 16 at least, as tensor cores want it."""
+    return max(16, _power(size))
+
+
+def _power(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(size for size in range(1, min(number, most) + 1) if number % size == 0)
