@@ -10,62 +10,97 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dimba_kernels import causal_conv1d
-from dimba_kernels.causal_conv1d.arg_specs import SHAPES, arguments
-from dimba_kernels.testing import TOLERANCE, assert_agreement, outputs_and_gradients
+from dimba_kernels.causal_conv1d.arg_specs import SHAPES, Shape, arguments
+from dimba_kernels.testing import (
+    TOLERANCE,
+    assert_agreement,
+    assert_same_bits_twice,
+    gaps,
+    outputs_and_gradients,
+    packed,
+    right_padding,
+)
 
-IMPLEMENTATIONS = ["xla"]
 TINY = SHAPES["tiny"]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def assert_agrees(run, implementation, arrays, dtype="float32"):
+    actual, reference = (partial(run, implementation=name) for name in (implementation, "reference"))
+    assert_agreement(actual, reference, arrays, TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
     ("l", "k", "activation", "dtype"),
     [
         (1, 4, "silu", "float32"),
         (7, 4, None, "float32"),
-        (13, 1, "silu", "float32"),
+        (13, 2, "silu", "float32"),
         (67, 3, "silu", "float32"),
         (67, 4, "silu", "bfloat16"),
     ],
 )
 def test_agrees_with_reference(implementation, reverse, l, k, activation, dtype):
     arrays = arguments(replace(TINY, l=l, k=k), DTYPES[dtype])
-    mask = jnp.asarray(np.random.default_rng(1).random((2, l)) < 0.7)
-    run = partial(causal_conv1d, mask=mask if l in (7, 67) else None, reverse=reverse, activation=activation)
-    reference = partial(run, implementation="reference")
-    assert_agreement(partial(run, implementation=implementation), reference, arrays, TOLERANCE[dtype])
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_optional_inputs_left_out(implementation):
-    arrays = {name: value for name, value in arguments(TINY).items() if name in ("x", "w")}
-    run = causal_conv1d
-    assert_agreement(
-        partial(run, implementation=implementation), partial(run, implementation="reference"), arrays, 1e-5
+    mask = gaps(2, l) if l in (7, 67) else None
+    assert_agrees(
+        partial(causal_conv1d, mask=mask, reverse=reverse, activation=activation), implementation, arrays, dtype
     )
 
 
-@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
-def test_by_hand(implementation):
+@pytest.mark.parametrize("reverse", [False, True])
+def test_width_of_one(reverse):
+    assert_agrees(partial(causal_conv1d, reverse=reverse, segments=packed(2, 13)), "xla", arguments(replace(TINY, k=1)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_shapes_agree_with_reference(implementation, seed):
+    rng = np.random.default_rng(seed)
+    b, l, d = (int(rng.integers(1, most + 1)) for most in (3, 150, 40))
+    arrays = arguments(Shape(b, l, d, k=2 + seed), seed=seed)
+    mask, segments = gaps(b, l, seed) if seed < 2 else None, packed(b, l, 20, seed) if seed > 0 else None
+    run = partial(causal_conv1d, mask=mask, segments=segments, reverse=seed == 1, activation="silu")
+    assert_agrees(run, implementation, arrays)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("l", "dtype"), [(2, "float32"), (29, "float32"), (29, "bfloat16")])
+def test_segments_agree_with_reference(implementation, reverse, l, dtype):
+    arrays = arguments(replace(TINY, l=l), DTYPES[dtype])
+    run = partial(causal_conv1d, segments=packed(2, l, mean=3), mask=right_padding(2, l), reverse=reverse)
+    assert_agrees(partial(run, activation="silu"), implementation, arrays, dtype)
+
+
+def test_optional_inputs_left_out(implementation):
+    arrays = {name: value for name, value in arguments(TINY).items() if name in ("x", "w")}
+    assert_agrees(causal_conv1d, implementation, arrays)
+
+
+def test_by_hand(any_implementation):
     """One channel, taps 1, 10, 100: digits show which position each tap has seen."""
     x, w = jnp.array([[[1.0], [2.0], [3.0], [4.0]]]), jnp.array([[1.0, 10.0, 100.0]])
-    y, tail = causal_conv1d(x, w, tail=jnp.array([[[8.0], [9.0]]]), implementation=implementation)
+    run = partial(causal_conv1d, x, w, tail=jnp.array([[[8.0], [9.0]]]), implementation=any_implementation)
+    y, tail = run()
     np.testing.assert_array_equal(y[0, :, 0], [198, 219, 321, 432])
     np.testing.assert_array_equal(tail[0, :, 0], [3, 4])
-    y, tail = causal_conv1d(x, w, tail=jnp.array([[[8.0], [9.0]]]), reverse=True, implementation=implementation)
+    y, tail = run(reverse=True)
     np.testing.assert_array_equal(y[0, :, 0], [123, 234, 348, 489])
     np.testing.assert_array_equal(tail[0, :, 0], [1, 2])
+    y, tail = run(segments=jnp.array([[5, 7, 7, 5]]))
+    np.testing.assert_array_equal(y[0, :, 0], [198, 200, 320, 400])
+    np.testing.assert_array_equal(tail[0, :, 0], [0, 4])
+    y, tail = run(segments=jnp.array([[5, 7, 7, 5]]), reverse=True)
+    np.testing.assert_array_equal(y[0, :, 0], [100, 230, 300, 489])
+    np.testing.assert_array_equal(tail[0, :, 0], [1, 0])
 
 
-@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_masked_positions_do_not_leak(implementation, reverse):
+def test_masked_positions_do_not_leak(any_implementation, reverse):
     valid = jnp.array([[True] * 13, [True, False, True, True, False, False, True, True] + [False] * 5])
-    run = partial(causal_conv1d, mask=valid, reverse=reverse, activation="silu", implementation=implementation)
+    run = partial(causal_conv1d, mask=valid, reverse=reverse, activation="silu", implementation=any_implementation)
     arrays = arguments(TINY)
-    changed = arrays | {"x": jnp.where(valid[..., None], arrays["x"], 30.0)}
+    changed = arrays | {"x": jnp.where(valid[..., None], arrays["x"], jnp.nan)}
     first, second = outputs_and_gradients(run, arrays), outputs_and_gradients(run, changed)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
@@ -73,41 +108,73 @@ def test_masked_positions_do_not_leak(implementation, reverse):
         assert not np.any(np.where(valid[..., None], 0, first[name])), name
 
 
-@pytest.mark.parametrize("implementation", ["reference", *IMPLEMENTATIONS])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cut", [1, 5])
-def test_two_halves_with_carried_tail_are_the_whole(implementation, reverse, cut):
-    run = partial(causal_conv1d, reverse=reverse, activation="silu", implementation=implementation)
+def test_two_halves_with_carried_tail_are_the_whole(any_implementation, reverse, cut):
+    run = partial(causal_conv1d, reverse=reverse, activation="silu")
+    segments = packed(2, 13)
+    segments = segments.at[:, cut].set(segments[:, cut - 1])  # a segment that goes on behind the cut
 
     def halves(x, w, bias, tail):
-        first, second = (x[:, cut:], x[:, :cut]) if reverse else (x[:, :cut], x[:, cut:])
-        y_first, tail = run(first, w, bias, tail=tail)
-        y_second, tail = run(second, w, bias, tail=tail)
+        left, right = ((x[:, part], segments[:, part]) for part in (slice(cut), slice(cut, None)))
+        first, second = (right, left) if reverse else (left, right)
+        y_first, tail = run(first[0], w, bias, tail=tail, segments=first[1], implementation=any_implementation)
+        y_second, tail = run(second[0], w, bias, tail=tail, segments=second[1], implementation=any_implementation)
         return jnp.concatenate([y_second, y_first] if reverse else [y_first, y_second], axis=1), tail
 
-    assert_agreement(halves, run, arguments(TINY), TOLERANCE["float32"])
+    whole = partial(run, segments=segments, implementation="reference")
+    assert_agreement(halves, whole, arguments(TINY), TOLERANCE["float32"])
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_under_vmap_and_remat(implementation):
+def test_same_bits_twice(implementation):
+    arrays = arguments(replace(TINY, l=17), jnp.bfloat16)
+    assert_same_bits_twice(partial(causal_conv1d, activation="silu", implementation=implementation), arrays)
+
+
+def test_under_vmap_remat_and_scan(implementation):
     run = partial(causal_conv1d, activation="silu", implementation=implementation)
-    arrays, others = arguments(TINY), arguments(TINY, seed=3)
+    arrays, others = (arguments(replace(TINY, l=5), seed=seed) for seed in (0, 3))
 
     def one_by_one(**stacked):
-        return jax.lax.map(lambda arrays: run(**arrays), stacked)
+        return jax.lax.map(
+            lambda arrays: causal_conv1d(**arrays, activation="silu", implementation="reference"), stacked
+        )
 
     def vectorised(**stacked):
         return jax.vmap(jax.checkpoint(lambda arrays: run(**arrays)))(stacked)
 
+    def scanned(**stacked):
+        return jax.lax.map(jax.checkpoint(lambda arrays: run(**arrays)), stacked)
+
     stacked = jax.tree.map(lambda *pair: jnp.stack(pair), arrays, others)
     assert_agreement(vectorised, one_by_one, stacked, TOLERANCE["float32"])
+    assert_agreement(scanned, one_by_one, stacked, TOLERANCE["float32"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        (Shape(b=3, l=1111, d=1000), "bfloat16"),
+        (Shape(b=1, l=777, d=96, k=3), "float32"),
+        (Shape(b=1, l=8191, d=128), "bfloat16"),
+        (Shape(b=64, l=24, d=160), "bfloat16"),
+    ],
+)
+def test_large_shapes(shape, dtype, reverse):
+    arrays = arguments(shape, DTYPES[dtype])
+    seen = {"mask": gaps(shape.b, shape.l), "segments": packed(shape.b, shape.l, 200)} if reverse else {}
+    run = partial(causal_conv1d, reverse=reverse, activation="silu", **seen)
+    assert_agrees(run, "gpu", arrays, dtype)
+    assert_same_bits_twice(partial(run, implementation="gpu"), arrays)
 
 
 def test_errors_name_the_value():
     arrays = arguments(TINY)
-    with pytest.raises(NotImplementedError, match="no 'gpu' implementation"):
-        causal_conv1d(**arrays, implementation="gpu")
     with pytest.raises(ValueError, match=r"tail has shape \(2, 13, 6\), expected \(2, 3, 6\)"):
         causal_conv1d(**arrays | {"tail": arrays["x"]})
+    with pytest.raises(ValueError, match=r"segments has shape \(2, 6\), expected \(2, 13\)"):
+        causal_conv1d(**arrays, segments=jnp.zeros((2, 6), jnp.int32))
     with pytest.raises(ValueError, match="activation='relu' is unknown"):
         causal_conv1d(**arrays, activation="relu")

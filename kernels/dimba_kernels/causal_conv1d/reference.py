@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from dimba_kernels.dispatch import resets
+
 
 def causal_conv1d(
     x: jax.Array,
@@ -13,6 +15,7 @@ def causal_conv1d(
     *,
     tail: jax.Array | None,
     mask: jax.Array | None,
+    segments: jax.Array | None,
     reverse: bool,
     activation: str | None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -23,12 +26,14 @@ def causal_conv1d(
     mask = jnp.ones((b, l), bool) if mask is None else mask
     tail = jnp.zeros((b, k - 1, d), wide) if tail is None else tail.astype(wide)
     bias = jnp.zeros(d, wide) if bias is None else bias.astype(wide)
+    reset = jnp.zeros((b, l), bool) if segments is None else resets(segments, reverse)
     inputs = x.astype(wide)
     if reverse:
-        inputs, mask, tail = inputs[:, ::-1], mask[:, ::-1], tail[:, ::-1]
+        inputs, mask, tail, reset = inputs[:, ::-1], mask[:, ::-1], tail[:, ::-1], reset[:, ::-1]
 
-    def step(tail: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        x_i, valid = at
+    def step(tail: jax.Array, at: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        x_i, valid, reset_i = at
+        tail = jnp.where(reset_i[:, None, None], 0, tail)
         x_i = jnp.where(valid[:, None], x_i, 0)
         window = jnp.concatenate([tail, x_i[:, None]], axis=1)
         y_i = jnp.sum(window * w.T.astype(wide)[None], axis=1) + bias[None]
@@ -36,7 +41,7 @@ def causal_conv1d(
             y_i = jax.nn.silu(y_i)
         return window[:, 1:], jnp.where(valid[:, None], y_i, 0)
 
-    tail, y = jax.lax.scan(step, tail, (inputs.swapaxes(0, 1), mask.swapaxes(0, 1)))
+    tail, y = jax.lax.scan(step, tail, (inputs.swapaxes(0, 1), mask.swapaxes(0, 1), reset.swapaxes(0, 1)))
     y = y.swapaxes(0, 1)
     if reverse:
         y, tail = y[:, ::-1], tail[:, ::-1]

@@ -47,3 +47,11 @@ def arguments(shape: Shape, dtype: jnp.dtype | type = jnp.float32, seed: int = 0
         "h0": normal(b, d, n),
     }
     return {name: jnp.asarray(value) for name, value in arrays.items()}
+
+
+def raw_arguments(shape: Shape, dtype: jnp.dtype | type = jnp.float32, seed: int = 0) -> dict[str, jax.Array]:
+    """Arguments for dt_softplus=True: dt in `dtype`, as a projection gives it, and dt_bias in float32."""
+    rng = np.random.default_rng(seed + 1)
+    dt = rng.standard_normal(size=(shape.b, shape.l, shape.d), dtype=np.float32).astype(dtype)
+    bias = rng.uniform(-3, 0, size=shape.d).astype(np.float32)
+    return arguments(shape, dtype, seed) | {"dt": jnp.asarray(dt), "dt_bias": jnp.asarray(bias)}

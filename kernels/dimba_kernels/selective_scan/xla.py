@@ -17,17 +17,20 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dimba_kernels.dispatch import resets, unmasked
+
 Form = Literal["sequential", "associative"]
 
 
 class _Inputs(NamedTuple):
-    """Positions of a sequence or of a chunk; z may be None."""
+    """Positions of a sequence or of a chunk; z and reset may be None."""
 
     u: jax.Array  # b l d
     dt: jax.Array  # b l d, float32, zero where masked
     B: jax.Array  # b l n
     C: jax.Array  # b l n
     z: jax.Array | None  # b l d
+    reset: jax.Array | None  # b l 1 bool: does the state start from zero here?
 
 
 def plan(b: int, l: int, d: int, n: int) -> tuple[int, Form]:
@@ -52,22 +55,32 @@ def selective_scan(
     z: jax.Array | None,
     h0: jax.Array | None,
     mask: jax.Array | None,
+    segments: jax.Array | None,
+    dt_bias: jax.Array | None,
+    dt_softplus: bool,
     reverse: bool,
     chunk: int | None,
     form: Form | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """See `dimba_kernels.selective_scan`; `form` None lets `plan` choose."""
+    u, dt, B, C = unmasked(mask, u, dt, B, C)
+    if z is not None:
+        (z,) = unmasked(mask, z)
     b, l, d = u.shape
     planned_chunk, planned_form = plan(b, l, d, A.shape[1])
     size = planned_chunk if chunk is None else min(l, chunk)
     wide = jnp.promote_types(u.dtype, jnp.float32)
     dt = dt.astype(wide)
+    if dt_bias is not None:
+        dt = dt + dt_bias.astype(wide)[None, None]
+    if dt_softplus:
+        dt = jax.nn.softplus(dt)
     if mask is not None:
         dt = jnp.where(mask[..., None], dt, 0)
     A = A.astype(wide).T
     state = jnp.zeros((b, *A.shape), wide) if h0 is None else h0.astype(wide).transpose(0, 2, 1)
 
-    inputs = _Inputs(u, dt, B, C, z)
+    inputs = _Inputs(u, dt, B, C, z, None if segments is None else resets(segments, reverse)[..., None])
     scan_chunk = jax.checkpoint(partial(_chunk, form=form or planned_form, reverse=reverse), prevent_cse=l <= size)
     if l <= size:
         state, y = scan_chunk(state, inputs, A, D)
@@ -108,19 +121,23 @@ def _chunk(
 
 
 def _sequential(state: jax.Array, inputs: _Inputs, A: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
-    u, dt, B, C, _ = inputs
+    u, dt, B, C, _, reset = inputs
     positions = range(u.shape[1])
     y = {}
     for i in reversed(positions) if reverse else positions:
         decay = jnp.exp(dt[:, i, None, :] * A[None])
+        if reset is not None:
+            decay = jnp.where(reset[:, i, :, None], 0, decay)
         state = decay * state + (dt[:, i] * u[:, i])[:, None, :] * B[:, i, :, None]
         y[i] = jnp.sum(C[:, i, :, None] * state, axis=1)
     return state, jnp.stack([y[i] for i in positions], axis=1)
 
 
 def _associative(state: jax.Array, inputs: _Inputs, A: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
-    u, dt, B, C, _ = inputs
+    u, dt, B, C, _, reset = inputs
     decay = jnp.exp(dt[:, :, None, :] * A[None, None])
+    if reset is not None:
+        decay = jnp.where(reset[..., None], 0, decay)
     added = (dt * u)[:, :, None, :] * B[..., None]
 
     def join(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -48,3 +48,9 @@ def arguments(shape: Shape, dtype: jnp.dtype | type = jnp.float32, seed: int = 0
         "h0": normal(b, h, p, n),
     }
     return {name: jnp.asarray(value) for name, value in arrays.items()}
+
+
+def pair_arguments(shape: Shape, dtype: jnp.dtype | type = jnp.float32, seed: int = 0) -> dict[str, jax.Array]:
+    """Arguments of `ssd_pair`: those of two scans, stacked."""
+    forward, backward = arguments(shape, dtype, seed), arguments(shape, dtype, seed + 1)
+    return {name: jnp.stack([forward[name], backward[name]]) for name in forward}

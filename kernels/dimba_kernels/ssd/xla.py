@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dimba_kernels.dispatch import runs, unmasked
 from dimba_kernels.ssd.matmul import matmul
 from dimba_kernels.ssd.prefix import entering_states
+
+DEFAULT_CHUNK = 64
 
 
 class _Chunks(NamedTuple):
@@ -24,6 +27,7 @@ class _Chunks(NamedTuple):
     B: jax.Array  # b c i g n
     C: jax.Array  # b c i g n
     log_decay: jax.Array  # b c g r i, float32, dt * A
+    runs: jax.Array | None  # b c i, numbers of the runs of equal segment ids; None: one run
 
 
 def ssd(
@@ -36,12 +40,14 @@ def ssd(
     D: jax.Array | None,
     h0: jax.Array | None,
     mask: jax.Array | None,
+    segments: jax.Array | None,
     reverse: bool,
-    chunk: int,
+    chunk: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     """See `dimba_kernels.ssd`."""
     # The matrices of a chunk are quadratic in its length: they are computed again for the backward pass, not stored.
-    return jax.checkpoint(partial(_ssd, reverse=reverse, chunk=chunk))(x, dt, A, B, C, D, h0, mask)
+    run = jax.checkpoint(partial(_ssd, reverse=reverse, chunk=chunk or DEFAULT_CHUNK))
+    return run(x, dt, A, B, C, D, h0, mask, segments)
 
 
 def ssd_bidirectional(
@@ -53,38 +59,70 @@ def ssd_bidirectional(
     *,
     D: jax.Array | None,
     mask: jax.Array | None,
-    chunk: int,
+    segments: jax.Array | None,
+    chunk: int | None,
 ) -> jax.Array:
     """See `dimba_kernels.ssd_bidirectional`."""
-    return jax.checkpoint(partial(_ssd_bidirectional, chunk=chunk))(x, dt, A, B, C, D, mask)
+    run = jax.checkpoint(partial(_ssd_bidirectional, chunk=chunk or DEFAULT_CHUNK))
+    return run(x, dt, A, B, C, D, mask, segments)
 
 
-def _ssd(x, dt, A, B, C, D, h0, mask, *, reverse: bool, chunk: int) -> tuple[jax.Array, jax.Array]:
-    chunks = _split(x, dt, A, B, C, mask, chunk)
+def ssd_pair(
+    x: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    *,
+    D: jax.Array | None,
+    h0: jax.Array | None,
+    mask: jax.Array | None,
+    segments: jax.Array | None,
+    chunk: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """See `dimba_kernels.ssd_pair`: one after the other."""
+    rest: dict[str, Any] = dict(mask=mask, segments=segments, chunk=chunk)
+    (y, h_last), (y_back, h_first) = (
+        ssd(
+            x[way], dt[way], A[way], B[way], C[way],
+            D=None if D is None else D[way], h0=None if h0 is None else h0[way], reverse=bool(way), **rest,
+        )
+        for way in (0, 1)
+    )  # fmt: skip
+    return jnp.stack([y, y_back]), jnp.stack([h_last, h_first])
+
+
+def _ssd(x, dt, A, B, C, D, h0, mask, segments, *, reverse: bool, chunk: int) -> tuple[jax.Array, jax.Array]:
+    x, dt, B, C = unmasked(mask, x, dt, B, C)
+    chunks = _split(x, dt, A, B, C, mask, segments, chunk)
     sums = _sums(chunks.log_decay, reverse)
-    before = _before(chunks.log_decay.shape[-1], reverse)
+    before = _within_run(chunks, _before(chunks.log_decay.shape[-1], reverse))
     # -inf before the exponential: nothing overflows, and no gradient is a product of zero and infinity. On the
     # diagonal the difference is zero whatever the sums are: a constant there keeps its gradient out of them.
     decays = jnp.exp(jnp.where(before, _differences(sums), -jnp.inf))
-    y = _within_chunks(chunks, jnp.where(_diagonal(before), 1, decays))
+    y = _within_chunks(chunks, jnp.where(_diagonal(decays), 1, decays))
     between, h_last = _between_chunks(chunks, sums, h0, reverse)
     y = y if between is None else y + between
     return _join(y, x, D, mask), h_last
 
 
-def _ssd_bidirectional(x, dt, A, B, C, D, mask, *, chunk: int) -> jax.Array:
-    chunks = _split(x, dt, A, B, C, mask, chunk)
+def _ssd_bidirectional(x, dt, A, B, C, D, mask, segments, *, chunk: int) -> jax.Array:
+    x, dt, B, C = unmasked(mask, x, dt, B, C)
+    chunks = _split(x, dt, A, B, C, mask, segments, chunk)
     forward, backward = (_sums(chunks.log_decay, reverse) for reverse in (False, True))
     before = _before(chunks.log_decay.shape[-1], False)
-    decays = jnp.exp(jnp.where(before, _differences(forward), _differences(backward)))
-    y = _within_chunks(chunks, jnp.where(_diagonal(before), 2, decays))  # the diagonal belongs to both directions
+    differences = jnp.where(before, _differences(forward), _differences(backward))
+    if chunks.runs is not None:
+        differences = jnp.where(_within_run(chunks, jnp.ones_like(before)), differences, -jnp.inf)
+    # the diagonal belongs to both directions
+    y = _within_chunks(chunks, jnp.where(_diagonal(before), 2, jnp.exp(differences)))
     for sums, reverse in ((forward, False), (backward, True)):
         between, _ = _between_chunks(chunks, sums, None, reverse)
         y = y if between is None else y + between
     return _join(y, x, D, mask)
 
 
-def _split(x, dt, A, B, C, mask, chunk: int) -> _Chunks:
+def _split(x, dt, A, B, C, mask, segments, chunk: int) -> _Chunks:
     """Cut the sequence into equal chunks, padding it on the right; a sequence within one chunk is not padded."""
     b, l, h, _ = x.shape
     g = B.shape[2]
@@ -112,7 +150,14 @@ def _split(x, dt, A, B, C, mask, chunk: int) -> _Chunks:
         B=cut(B.astype(x.dtype)),
         C=cut(C.astype(x.dtype)),
         log_decay=cut(log_decay).reshape(b, c, size, g, h // g).transpose(0, 1, 3, 4, 2),
+        runs=None if segments is None else _cut_runs(segments, c, size),
     )
+
+
+def _cut_runs(segments: jax.Array, c: int, size: int) -> jax.Array:
+    """(b, l) -> (b, c, size); padded positions belong to the last run, and so let the state pass."""
+    b, l = segments.shape
+    return jnp.pad(runs(segments), [(0, 0), (0, c * size - l)], mode="edge").reshape(b, c, size)
 
 
 def _sums(log_decay: jax.Array, reverse: bool) -> jax.Array:
@@ -128,6 +173,13 @@ def _before(size: int, reverse: bool) -> jax.Array:
     """(1 1 1 1 i j): does the scan meet position j before i?"""
     every = jnp.ones((1, 1, 1, 1, size, size), bool)
     return jnp.triu(every, 1) if reverse else jnp.tril(every, -1)
+
+
+def _within_run(chunks: _Chunks, pairs: jax.Array) -> jax.Array:
+    """(1 1 1 1 i j), or with segments (b c 1 1 i j): the pairs of positions that belong to one run."""
+    if chunks.runs is None:
+        return pairs
+    return pairs & (chunks.runs[..., :, None] == chunks.runs[..., None, :])[:, :, None, None]
 
 
 def _diagonal(square: jax.Array) -> jax.Array:
@@ -153,17 +205,28 @@ def _between_chunks(
     """What the state entering each chunk adds to its y (None if it is zero), and the final state (b h p n)."""
     b, c, g, r, _ = sums.shape
     p, n = chunks.x.shape[-1], chunks.B.shape[-1]
-    reach = _by_position(jnp.exp(_sums_after(chunks.log_decay, reverse)))
+    end = 0 if reverse else -1
+    total = sums[..., end]  # b c g r
+    before, after = sums, _sums_after(chunks.log_decay, reverse)
+    if chunks.runs is not None:
+        # a state comes into the run that the chunk before ends with, and leaves from the run that this one ends with
+        last = chunks.runs[..., end]
+        if reverse:
+            first = jnp.concatenate([last[:, 1:], chunks.runs[:, -1:, -1]], axis=1)
+        else:
+            first = jnp.concatenate([chunks.runs[:, :1, 0], last[:, :-1]], axis=1)
+        before = jnp.where((chunks.runs == first[..., None])[:, :, None, None], before, -jnp.inf)
+        after = jnp.where((chunks.runs == last[..., None])[:, :, None, None], after, -jnp.inf)
+        total = jnp.where((first == last)[..., None, None], total, -jnp.inf)
+    reach = _by_position(jnp.exp(after))
     added = matmul("bcjgrp,bcjgn->bcgrpn", (chunks.x * reach).astype(chunks.x.dtype), chunks.B)
     if c == 1 and h0 is None:
         return None, added[:, 0].reshape(b, g * r, p, n)
     start = jnp.zeros((b, g, r, p, n), added.dtype) if h0 is None else h0.astype(added.dtype).reshape(b, g, r, p, n)
-    end = 0 if reverse else -1
-    total = sums[..., end]  # b c g r
     entering = entering_states(added, total, start, reverse)
     y = matmul("bcign,bcgrpn->bcigrp", chunks.C, entering.astype(chunks.C.dtype))
     h_last = jnp.exp(total[:, end, ..., None, None]) * entering[:, end] + added[:, end]
-    return y * _by_position(jnp.exp(sums)), h_last.reshape(b, g * r, p, n)
+    return y * _by_position(jnp.exp(before)), h_last.reshape(b, g * r, p, n)
 
 
 def _sums_after(log_decay: jax.Array, reverse: bool) -> jax.Array:

@@ -1,0 +1,75 @@
+"""Which implementations the suites of the kernels run, and how.
+
+Without a GPU its kernels run in Triton's interpreter, and without a TPU its kernels run in the TPU interpreter. On a
+machine that has one, named in JAX_PLATFORMS, they run as they are, and their tests carry the marker: JAX_PLATFORMS=cuda,cpu
+pytest -m gpu tests/kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import pytest
+
+_PLATFORMS = os.environ.get("JAX_PLATFORMS", "").split(",")
+HAS_GPU, HAS_TPU = bool({"cuda", "gpu"} & {*_PLATFORMS}), "tpu" in _PLATFORMS
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which no test before this one does
+
+_ACCELERATORS = [
+    pytest.param("gpu", marks=pytest.mark.gpu if HAS_GPU else ()),
+    pytest.param("tpu", marks=pytest.mark.tpu if HAS_TPU else ()),
+]
+
+
+# an interpreted TPU kernel takes seconds to compile, each time: `make test` leaves these out, -m slow runs them
+_SLOW_ON_A_TPU = ("random_shapes", "two_halves", "same_bits", "are_sequences", "are_softplus", "optional", "forms")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        interpreted = not HAS_TPU and "tpu" in (parameters.get("implementation"), parameters.get("any_implementation"))
+        if interpreted and any(name in item.name for name in _SLOW_ON_A_TPU):
+            item.add_marker(pytest.mark.slow)
+        if interpreted and "under_vmap_remat_and_scan" in item.name:
+            reason = "the TPU interpreter takes neither vmap nor remat; test_lowering compiles them"
+            item.add_marker(pytest.mark.skip(reason=reason))
+    for item in items:  # those that are marked in their files are of sizes that no interpreter can do
+        if item.get_closest_marker("gpu") and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="no GPU: name it in JAX_PLATFORMS=cuda,cpu"))
+
+
+# of the scope of a module, so that pytest runs all that one implementation does there in a row
+@pytest.fixture(scope="module", params=["xla", *_ACCELERATORS])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of an implementation that is held against the reference."""
+    with _runnable(request):
+        yield request.param
+
+
+@pytest.fixture(scope="module", params=["reference", "xla", *_ACCELERATORS])
+def any_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of an implementation, the reference among them, that does what the definition promises."""
+    with _runnable(request):
+        yield request.param
+
+
+@contextlib.contextmanager
+def _runnable(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Skips if a package is missing. The TPU interpreter is entered once a module, since it empties JAX's caches."""
+    name = request.param
+    if name == "gpu" and importlib.util.find_spec("triton") is None:
+        pytest.skip("no Triton: install the `gpu` extra")
+    if name == "gpu" and HAS_GPU and importlib.util.find_spec("jax_triton") is None:
+        pytest.skip("no jax-triton: install the `gpu` extra")
+    if name == "tpu" and not HAS_TPU:
+        from dimba_kernels.tpu_call import interpreted
+
+        with interpreted():
+            yield
+    else:
+        yield

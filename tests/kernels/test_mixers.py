@@ -1,0 +1,67 @@
+"""The models' mixers call the kernels: the same outputs and gradients as with the portable ones."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dimba_kernels.testing import gaps, relative_error
+from flax import nnx
+
+from dimba_jax.config import ModelConfig
+from dimba_jax.models.mixers import make_mixer
+from dimba_jax.models.mixers.core import two_cores
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="no Triton: install the `gpu` extra"
+)
+
+
+def mixer(name, implementation, direction="untied"):
+    config = ModelConfig(
+        d_model=8, head_dim=8, state_dim=4, groups=1, chunk=4, direction=direction, pattern=(name,),
+        implementation=implementation,
+    )  # fmt: skip
+    return make_mixer(config, name, rngs=nnx.Rngs(0))
+
+
+def outputs_and_gradients(model, x, mask):
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params, x):
+        y, _ = nnx.merge(graph, params, rest)(x, mask)
+        return jnp.sum(jnp.sin(y)), y
+
+    (_, y), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+    return jax.tree.leaves((y, gradients))
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("name", "direction"), [("mamba", "untied"), ("mamba2", "untied"), ("mamba2", "tied"), ("mamba2", "shared")]
+)
+def test_gpu_kernels_change_nothing(name, direction):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8)).astype(np.float32))
+    results = [
+        outputs_and_gradients(mixer(name, implementation, direction), x, gaps(2, 9))
+        for implementation in ("gpu", "xla")
+    ]
+    assert np.max([relative_error(*pair) for pair in zip(*results, strict=True)]) < 1e-4
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_a_pair_is_two_cores(states):
+    model = mixer("mamba2", "xla")
+    rng = np.random.default_rng(0)
+    left, right = (jnp.asarray(rng.normal(size=(2, 9, model.forward.projected)), jnp.float32) for _ in range(2))
+    ahead = behind = None
+    if states:
+        ahead = jax.tree.map(lambda zeros: zeros + 1, model.forward.initial_state(2))
+        behind = jax.tree.map(lambda zeros: zeros - 1, model.backward.initial_state(2))
+    inputs = left, right, gaps(2, 9), ahead, behind
+    paired = model.forward.pair(model.backward, *inputs)
+    one_by_one = two_cores(model.forward, model.backward, *inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), paired, one_by_one)
