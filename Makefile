@@ -75,4 +75,7 @@ $(BASE): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "==> installing dimba_jax and its development tools into $(VENV): two or three minutes, once"
 	@$(INSTALL) --editable ".[dev,hub]"
+	@# jax-triton writes its calls with the CUDA plugin. Not with its dependencies: without a driver the runtime among
+	@# them ends Python with a segmentation fault (jax 0.10.2) or prints a page of errors (0.11.2).
+	@if [ "$$(uname -s)" = Linux ]; then $(INSTALL) --no-deps jax-triton jax-cuda13-plugin; fi
 	@touch $@ $(BASE)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -88,6 +89,8 @@ def test_every_import_is_a_dependency():
         "mauve",
         "torch",
         "transformers",
+        "mamba_ssm",
+        "causal_conv1d",
     }
     declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
     for path, name in imports("dimba_jax", "kernels", "configs"):
@@ -98,9 +101,23 @@ def test_every_import_is_a_dependency():
 
 
 def test_kernels_need_jax_alone():
+    """Triton only where a GPU kernel is asked for, and PyTorch only where a benchmark's peers run."""
     allowed = {"jax", "jaxlib", "jaxtyping", "numpy", "dimba_kernels", *sys.stdlib_module_names}
+    triton = {"triton", "jax_triton"}
+    peers = triton | {"torch", "mamba_ssm", "causal_conv1d"}
     for path, name in imports("kernels"):
-        assert name in allowed, f"{path} imports {name}"
+        more = peers if path.name == "peers.py" else set()
+        if path.name.startswith("gpu_") or path.name in ("triton_call.py", "exponentials.py"):
+            more = triton
+        assert name in allowed | more, f"{path} imports {name}"
+
+
+def test_kernels_import_no_accelerator_package():
+    """An installation for CPUs has neither Triton nor the kernels that import it."""
+    code = "import sys, dimba_kernels; print({'triton', 'jax_triton', 'libtpu'} & {*sys.modules})"
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "kernels")}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert result.stdout.strip() == "set()"
 
 
 def test_source_roots_are_no_packages():

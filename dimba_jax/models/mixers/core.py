@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from dimba_kernels import Implementation
+from dimba_kernels.dispatch import target_platform
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -97,6 +98,27 @@ class Core(Protocol):
     ) -> ScanState:
         """The states with which a forward scan enters each block, (b l / block) rows, a row's blocks side by side."""
         ...
+
+
+def two_cores(
+    forward: Core,
+    backward: Core,
+    left: Float[Array, "b l w"],
+    right: Float[Array, "b l w"],
+    mask: Bool[Array, "b l"] | None,
+    ahead: ScanState | None,
+    behind: ScanState | None,
+) -> tuple[Float[Array, "b l i"], Float[Array, "b l i"], ScanState]:
+    """A core that scans forward and one in reverse: both outputs, and the state in which the forward one ends.
+
+    On an accelerator two scans in the same launches fill it better; XLA would only copy to bring them together.
+    """
+    pair = getattr(forward, "pair", None)
+    if pair is not None and (getattr(forward, "implementation", None) or target_platform()) in ("gpu", "tpu"):
+        return pair(backward, left, right, mask, ahead, behind)
+    y, state = forward(left, mask, ahead)
+    y_back, _ = backward(right, mask, behind, reverse=True)
+    return y, y_back, state
 
 
 def state_before(

@@ -50,8 +50,8 @@ class MambaCore(nnx.Module):
         z = jnp.split(projected, 2, axis=-1)[1]
         x, dt, B, C, tail = self._scan_inputs(projected, mask, tail, reverse=reverse)
         y, h = selective_scan(
-            x, dt, self._A(), B, C, D=self.D[...], z=z, h0=h, mask=mask, reverse=reverse,
-            implementation=self.implementation,
+            x, dt, self._A(), B, C, D=self.D[...], z=z, h0=h, mask=mask, dt_bias=self.dt_bias[...], dt_softplus=True,
+            reverse=reverse, implementation=self.implementation,
         )  # fmt: skip
         return y, ScanState(tail, h)
 
@@ -71,8 +71,12 @@ class MambaCore(nnx.Module):
         x, dt, B, C, _ = self._scan_inputs(projected, mask, state.tail, reverse=False)
         x, dt, B, C = (blocks(a, block) for a in (x, dt, B, C))
         inside = None if mask is None else blocks(mask, block)
-        _, added = selective_scan(x, dt, self._A(), B, C, mask=inside, implementation=self.implementation)
-        decay = jnp.exp(block_steps(dt, inside)[..., None] * self._A())
+        dt_bias = self.dt_bias[...]
+        _, added = selective_scan(
+            x, dt, self._A(), B, C, mask=inside, dt_bias=dt_bias, dt_softplus=True, implementation=self.implementation
+        )
+        steps = jax.nn.softplus(dt.astype(jnp.float32) + dt_bias)
+        decay = jnp.exp(block_steps(steps, inside)[..., None] * self._A())
         decay, added = (a.reshape(projected.shape[0], -1, *a.shape[1:]) for a in (decay, added))
         decay, added = jax.lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), (decay, added), axis=1)
         left = decay * state.h[:, None] + added  # the states behind each block
@@ -82,14 +86,13 @@ class MambaCore(nnx.Module):
     def _scan_inputs(
         self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, tail: Array | None, *, reverse: bool
     ) -> tuple[Float[Array, "b l i"], Float[Array, "b l i"], Float[Array, "b l n"], Float[Array, "b l n"], Array]:
-        """x, dt, B and C; and the tail of the convolution."""
+        """x, dt before its bias and softplus (the scan applies them), B and C; and the tail of the convolution."""
         x, tail = causal_conv1d(
             self.conv_inputs(projected), self.conv[...], self.conv_bias[...], tail=tail, mask=mask, reverse=reverse,
             activation="silu", implementation=self.implementation,
         )  # fmt: skip
         low_rank, B, C = jnp.split(self.x_proj(x), [self.rank, self.rank + self.state_dim], axis=-1)
-        dt = jax.nn.softplus(self.dt_proj(low_rank).astype(jnp.float32) + self.dt_bias[...])
-        return x, dt, B, C, tail
+        return x, self.dt_proj(low_rank), B, C, tail
 
     def _A(self) -> Float[Array, "i n"]:
         return -jnp.exp(self.A_log[...])

@@ -6,7 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from dimba_kernels import Implementation, causal_conv1d, ssd, ssd_bidirectional
+from dimba_kernels import Implementation, causal_conv1d, ssd, ssd_bidirectional, ssd_pair
 from dimba_kernels.ssd.prefix import entering_states
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -68,6 +68,30 @@ class Mamba2Core(nnx.Module):
             implementation=self.implementation,
         )  # fmt: skip
         return self.norm(y.reshape(z.shape), z), ScanState(tail, h)
+
+    def pair(
+        self,
+        other: Mamba2Core,
+        projected: Float[Array, "b l w"],
+        projected_back: Float[Array, "b l w"],
+        mask: Bool[Array, "b l"] | None,
+        ahead: ScanState | None,
+        behind: ScanState | None,
+    ) -> tuple[Float[Array, "b l i"], Float[Array, "b l i"], ScanState]:
+        """This core forward and another in reverse, their scans in the same launches: both outputs, and this state."""
+        tail, h = ahead if ahead is not None else (None, None)
+        tail_back, h_back = behind if behind is not None else (None, None)
+        z, *inputs, tail = self._scan_inputs(projected, mask, tail, reverse=False)
+        z_back, *inputs_back, _ = other._scan_inputs(projected_back, mask, tail_back, reverse=True)
+        h0 = None
+        if h is not None or h_back is not None:
+            zeros = self.initial_state(projected.shape[0]).h
+            h0 = jnp.stack([zeros if state is None else state for state in (h, h_back)])
+        x, dt, B, C = (jnp.stack(both) for both in zip(inputs, inputs_back, strict=True))
+        A, D = jnp.stack([self._A(), other._A()]), jnp.stack([self.D[...], other.D[...]])
+        y, h = ssd_pair(x, dt, A, B, C, D=D, h0=h0, mask=mask, chunk=self.chunk, implementation=self.implementation)
+        y, y_back = (core.norm(y.reshape(z.shape), z) for core, y, z in ((self, y[0], z), (other, y[1], z_back)))
+        return y, y_back, ScanState(tail, h[0])
 
     def both_ways(
         self,

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ConfigError, ModelConfig
 from dimba_jax.models.linear import Linear
-from dimba_jax.models.mixers.core import Core, blocks, state_before, state_behind
+from dimba_jax.models.mixers.core import Core, blocks, state_before, state_behind, two_cores
 from dimba_jax.models.mixers.mamba2 import Mamba2Core
 from dimba_jax.models.mixers.state import ScanSides, ScanState
 
@@ -160,8 +160,7 @@ class Untied(Scanning):
 
     def _mix(self, projected, mask, ahead, behind):
         left, right = jnp.split(projected, 2, axis=-1)
-        y_ahead, state = self.forward(left, mask, ahead)
-        y_back, _ = self.backward(right, mask, behind, reverse=True)
+        y_ahead, y_back, state = two_cores(self.forward, self.backward, left, right, mask, ahead, behind)
         return jnp.concatenate([y_ahead, y_back], axis=-1), state
 
 
@@ -182,8 +181,7 @@ class Tied(Scanning):
         return state_behind(self.backward, projected, mask, end)
 
     def _mix(self, projected, mask, ahead, behind):
-        y_ahead, state = self.forward(projected, mask, ahead)
-        y_back, _ = self.backward(projected, mask, behind, reverse=True)
+        y_ahead, y_back, state = two_cores(self.forward, self.backward, projected, projected, mask, ahead, behind)
         return y_ahead + y_back, state
 
 
