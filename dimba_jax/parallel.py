@@ -10,8 +10,10 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+import dimba_kernels
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -109,6 +111,11 @@ def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Ar
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), where)
     return {name: jax.make_array_from_process_local_data(where, value) for name, value in batch.items()}
+
+
+def split_kernels(mesh: Mesh) -> AbstractContextManager[None]:
+    """Inside, kernels traced take their devices' rows of a batch: XLA cannot split a kernel's call by itself."""
+    return dimba_kernels.sharding(mesh, batch=RULES["batch"])
 
 
 def gather_json(value: Any) -> list[Any]:

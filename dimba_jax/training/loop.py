@@ -54,9 +54,11 @@ def train(config: RunConfig, workdir: str | Path, *, command: Sequence[str] | No
     if first:
         write_run_file(workdir, config, sys.argv if command is None else command, run.start)
     since = time.monotonic()
-    train_step = _compile(run)
+    with parallel.split_kernels(run.mesh):
+        train_step = _compile(run)
     _say(f"compiled the training step in {time.monotonic() - since:.0f} s")
     with (
+        parallel.split_kernels(run.mesh),  # for the programs of validation and samples
         Interrupt() as interrupt,
         run.checkpoints,
         Metrics(workdir, after_step=run.start, enabled=first) as metrics,

@@ -25,6 +25,9 @@ Implementation = Literal["reference", "xla", "gpu", "tpu"]
 Platform = Literal["cpu", "gpu", "tpu"]
 _EXTRAS = {"gpu": "jax-triton and the CUDA plugin of JAX (Linux)", "tpu": "libtpu"}
 
+_CAPABILITY = "9.0"
+_TPUS = ("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
+
 _target = jax.make_user_context(None)  # part of the key of JAX's caches: what was traced for another is not found
 
 
@@ -129,17 +132,32 @@ def _interprets(name: str) -> bool:
 @functools.cache
 def _missing(package: str, name: str) -> str | None:
     """Why the module of an implementation cannot be imported, None if it can."""
-    if name == "gpu" and _rocm():
-        return "its kernels are written and measured for NVIDIA GPUs"
+    other = _other_hardware(name)
+    if other is not None:
+        return other
     try:
         importlib.import_module(f"{package}.{name}")
-    except ImportError as error:
+        if name == "gpu" and not _interprets(name):  # Triton comes with other packages too, without jax-triton
+            importlib.import_module("jax_triton")
+    except (ImportError, AttributeError) as error:  # AttributeError: versions that do not go together
         return f"{error} (it needs {_EXTRAS[name]}: install the `{name}` extra)"
     return None
 
 
-def _rocm() -> bool:
-    return jax.default_backend() == "gpu" and "rocm" in jax.local_devices()[0].client.platform_version.lower()
+def _other_hardware(name: str) -> str | None:
+    """Why the kernels are not for the accelerator of this process, None if they are or it has none."""
+    if jax.default_backend() != name:
+        return None
+    device = jax.local_devices()[0]
+    if name == "tpu" and device.device_kind not in _TPUS:
+        return f"its kernels are compiled for {', '.join(_TPUS)} and this is a {device.device_kind}"
+    if name == "gpu" and "rocm" in device.client.platform_version.lower():
+        return "its kernels are written and measured for NVIDIA GPUs"
+    # others have less shared memory, or have not been tried
+    if name == "gpu" and str(device.compute_capability) != _CAPABILITY:
+        found = device.compute_capability
+        return f"its kernels are for compute capability {_CAPABILITY} (H100, H200), and this GPU has {found}"
+    return None
 
 
 def _unsupported(package: str, name: str, arguments: Mapping[str, Any]) -> str | None:

@@ -1,8 +1,8 @@
 """Which implementations the suites of the kernels run, and how.
 
 Without a GPU its kernels run in Triton's interpreter, and without a TPU its kernels run in the TPU interpreter. On a
-machine that has one, named in JAX_PLATFORMS, they run as they are, and their tests carry the marker: JAX_PLATFORMS=cuda,cpu
-pytest -m gpu tests/kernels.
+machine that has one, named in JAX_PLATFORMS, they run as they are, and their tests carry the marker:
+JAX_PLATFORMS=cuda,cpu pytest -m gpu tests/kernels.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 from dimba_jax.config import MeshConfig, ProcessConfig
 from dimba_jax.diffusion import make_process, make_timestep_sampler, predict
 from dimba_jax.diffusion.passes import draw
-from dimba_jax.parallel import make_mesh, replicated, shard_batch
+from dimba_jax.parallel import make_mesh, replicated, shard_batch, split_kernels
 from dimba_jax.training.figures import BUCKETS, RowFigures, Totals, summary
 from dimba_jax.training.optimizer import make_optimizer
 from dimba_jax.training.step import batch_loss, make_train_step, make_valid_step
@@ -188,7 +188,8 @@ def test_a_batch_split_over_devices_changes_nothing(configs, batches, parts, bas
     step = make_train_step(tiny.graphdef, make_optimizer(config.optimizer, 200), config, where)
     state, batch = jax.device_put(tiny.state, where), shard_batch(mesh, batches())
     for loss in losses:
-        state, split_loss = step(state, batch, base_key)
+        with split_kernels(mesh):
+            state, split_loss = step(state, batch, base_key)
         assert float(split_loss) == pytest.approx(loss, rel=1e-5)
     close(one.params, jax.device_get(state.params), atol=1e-5)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))

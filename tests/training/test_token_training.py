@@ -8,7 +8,7 @@ import pytest
 
 from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.config import ConfigError, MeshConfig, from_config_dict
-from dimba_jax.parallel import make_mesh, replicated, shard_batch
+from dimba_jax.parallel import make_mesh, replicated, shard_batch, split_kernels
 from dimba_jax.training.loop import train
 from dimba_jax.training.optimizer import make_optimizer
 from dimba_jax.training.step import make_train_step
@@ -45,7 +45,8 @@ def test_microbatches_and_devices_change_nothing(kind, configs, parts, batches, 
     state = jax.device_put(jax.tree.map(jax.numpy.copy, tiny.state), replicated(mesh))
     found = []
     for _ in range(2):
-        state, loss = step(state, shard_batch(mesh, batches()), base_key)
+        with split_kernels(mesh):
+            state, loss = step(state, shard_batch(mesh, batches()), base_key)
         found.append(float(loss))
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     assert losses[0] != losses[1]

@@ -114,7 +114,9 @@ def two_cores(
     On an accelerator two scans in the same launches fill it better; XLA would only copy to bring them together.
     """
     pair = getattr(forward, "pair", None)
-    if pair is not None and (getattr(forward, "implementation", None) or target_platform()) in ("gpu", "tpu"):
+    where = getattr(forward, "implementation", None) or target_platform()
+    # in float32 a GPU's scans are XLA's (see `slower_than_xla` of dimba_kernels.ssd.gpu)
+    if pair is not None and (where == "tpu" or (where == "gpu" and left.dtype == jnp.bfloat16)):
         return pair(backward, left, right, mask, ahead, behind)
     y, state = forward(left, mask, ahead)
     y_back, _ = backward(right, mask, behind, reverse=True)

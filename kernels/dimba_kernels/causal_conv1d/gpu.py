@@ -43,6 +43,8 @@ def unsupported(
         return f"the window has width {w.shape[1]}, and the kernels take {_WIDTHS[0]} to {_WIDTHS[-1]}"
     if 0 in x.shape:
         return f"x is empty: {x.shape}"
+    if x.shape[0] * (x.shape[1] // 32 + 1) > 65535:  # rows of the grid: blocks of positions are longer than 32
+        return f"{x.shape[0]} rows of {x.shape[1]} positions are more than one launch takes"
     return None
 
 

@@ -39,6 +39,8 @@ def unsupported(x: jax.Array, w: jax.Array, bias: jax.Array | None = None, **_: 
     """Why these arguments cannot run here, None if they can."""
     if x.dtype.name not in ("float32", "bfloat16"):
         return f"the TPU kernel takes float32 and bfloat16, not {x.dtype.name}"
+    if 0 in x.shape:
+        return "an axis is empty"
     if not 2 <= w.shape[1] <= ROWS:
         return f"the TPU kernel takes windows of 2 to {ROWS} positions, not {w.shape[1]}"
     return None

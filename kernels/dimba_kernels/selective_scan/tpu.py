@@ -51,6 +51,8 @@ def unsupported(u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.
     types = {value.dtype.name for value in (u, dt, A, B, C)}
     if not types <= {"float32", "bfloat16"}:
         return f"the TPU kernel takes float32 and bfloat16, not {', '.join(sorted(types))}"
+    if 0 in (*u.shape, *A.shape):
+        return "an axis is empty"
     if A.shape[1] > LANES:
         return f"the TPU kernel takes up to {LANES} states, not {A.shape[1]}"
     return None
@@ -97,7 +99,7 @@ def selective_scan(
         return channels(jnp.zeros(d, jnp.float32) if value is None else value, count, groups)
 
     if dt_bias is not None and not dt_softplus:
-        dt = dt + dt_bias.astype(dt.dtype)
+        dt = dt.astype(jnp.float32) + dt_bias.astype(jnp.float32)
     h0 = jnp.zeros((b, d, n), jnp.float32) if h0 is None else h0
     arrays = _Arrays(
         u=positions(u),

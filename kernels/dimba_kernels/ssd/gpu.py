@@ -70,6 +70,10 @@ def ssd_pair(x, dt, A, B, C, *, D, h0, mask, segments, chunk: int | None) -> tup
 def unsupported(x: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, **rest: object) -> str | None:
     """Why the kernels cannot run these arguments; None if they can."""
     del dt, A, C, rest
+    if 0 in (*x.shape, *B.shape):
+        return "an axis is empty"
+    if 4 * x.shape[-4] > 65535:  # rows of the grid: walks, directions and batch
+        return f"{x.shape[-4]} rows are more than one launch takes"
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         return f"x is {x.dtype}; the GPU kernels take float32 and bfloat16"
     if B.shape[-1] > MOST_STATES:
