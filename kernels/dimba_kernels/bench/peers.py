@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]  # no dependency of this package
 
 Tensors = dict[str, torch.Tensor]
 CHUNKS = (64, 128, 256)
