@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = 8  # bytes a thread that may be spilled: the gradients of `ssd_pair` spill as much
+SPILLED = {"ssd_pair": 8}  # bytes a thread, of its gradients; the others spill nothing
 OPERATIONS = ["causal_conv1d", "selective_scan", "ssd", "ssd_bidirectional", "ssd_pair"]
 
 
@@ -42,7 +42,7 @@ def test_gpu_kernels_compile_for_hopper(operation):
     kernels = compiled("gpu", operation)
     assert kernels.pop("lowered")
     large = {name: result for name, result in kernels.items() if name.startswith("issue bfloat16")}
-    spilled = {name: result for name, result in large.items() if result["spilled"] > FEW}
+    spilled = {name: result for name, result in large.items() if result["spilled"] > SPILLED.get(operation, 0)}
     assert not spilled
     assert all(result["shared"] <= 227 * 1024 for result in kernels.values())
 

@@ -26,14 +26,15 @@ SMALL = replace(TINY, p=16, n=16)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # A's gradient sums terms of either sign over the whole sequence. Their rounding stays when they cancel: over 48 draws
 # its relative error had a median of .0025 and a maximum of .019, while that of dt, term by term, stayed below .0035.
-# In float32 one case of the GPU kernel's (tf32 in three products) stands at 1.4e-5, all others below 1e-5.
-LOOSER = {"float32": {"gradient A": 2e-5}, "bfloat16": {"gradient A": 3e-2}}
+LOOSER = {"float32": {}, "bfloat16": {"gradient A": 3e-2}}
 
 
 def assert_agrees(run, implementation, arrays, dtype="float32", tolerance=None):
     actual, reference = (partial(run, implementation=name) for name in (implementation, "reference"))
     wanted = tolerance or TOLERANCE[dtype]
-    looser = {name: max(wanted, value) for name, value in LOOSER[dtype].items()}
+    looser = LOOSER[dtype]
+    if implementation == "gpu" and dtype == "float32":  # a fault of that kernel: one case stands at 1.4e-5
+        looser = {"gradient A": max(wanted, 2e-5)}
     assert_agreement(actual, reference, arrays, wanted, looser=looser)
 
 
