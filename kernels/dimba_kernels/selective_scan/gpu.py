@@ -24,7 +24,7 @@ from dimba_kernels.selective_scan.gpu_forward import (
     selective_scan_segments,
 )
 from dimba_kernels.selective_scan.gpu_tiles import Layout, Tiles, tiles
-from dimba_kernels.triton_call import triton_call
+from dimba_kernels.triton_call import interpreting, triton_call
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _MOST_STATES = 128
@@ -149,6 +149,7 @@ def _constants(arrays: _Arrays, statics: _Statics, layout: Layout, segment: int)
     _, l, d = arrays.u.shape
     n = arrays.A.shape[1]
     return layout.of(n) | dict(
+        EXACT=jnp.float32 in (arrays.u.dtype, arrays.dt.dtype),
         L=l,
         D=d,
         N=n,
@@ -159,6 +160,25 @@ def _constants(arrays: _Arrays, statics: _Statics, layout: Layout, segment: int)
         SOFTPLUS=statics.dt_softplus,
         REVERSE=statics.reverse,
     )
+
+
+def _walking(arrays: _Arrays, layout: Layout, segment: int) -> dict[str, int]:
+    """What the kernels that load a tile ahead take besides."""
+    _, l, d = arrays.u.shape
+    n = arrays.A.shape[1]
+    even = l % segment == 0 and d % layout.block(n) == 0
+    return dict(V=layout.side_by_side(n), EVEN=even, FAST=not interpreting())
+
+
+def _packed(arrays: _Arrays, statics: _Statics, layout: Layout, segment: int) -> jax.Array:
+    """B and C as the forward kernels want them (see gpu_forward.py): (b, steps of whole segments, 2, states)."""
+    l, n = arrays.B.shape[1:]
+    both = jnp.stack([arrays.B, arrays.C], 2).astype(jnp.float32)
+    if arrays.flags is not None:
+        both = jnp.where((arrays.flags % 2 != 0)[:, :, None, None], both, 0)
+    if statics.reverse:
+        both = both[:, ::-1]
+    return jnp.pad(both, [(0, 0), (0, -l % segment), (0, 0), (0, layout.padded(n) - n)])
 
 
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:
@@ -172,7 +192,7 @@ def _or(array: jax.Array | None, other: jax.Array) -> jax.Array:
 
 def _forward(statics: _Statics, arrays: _Arrays, save: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """y, the last state, and the states (b, blocks, d, n) before every `Tiles.save` positions."""
-    u, dt, A, B, C, D, z, h0, bias, flags = arrays
+    u, dt, A, _, _, D, z, h0, bias, flags = arrays
     (b, l, d), n = u.shape, A.shape[1]
     plan = _tiles(arrays)
     layout, segment = plan.forward, min(plan.forward_segment, -(-l // plan.save) * plan.save)
@@ -180,15 +200,17 @@ def _forward(statics: _Statics, arrays: _Arrays, save: bool) -> tuple[jax.Array,
     if segment < l:
         start = _enter(statics, arrays, plan.segments, segment, u, start, adjoint=False)
     borders = jax.ShapeDtypeStruct((b, -(-l // plan.save), d, n), _saved_dtype(u)) if save else _float32(1)
-    constants = dict(SAVE=plan.save if save else 0, HAS_D=D is not None, HAS_START=start is not None)
+    constants = _constants(arrays, statics, layout, segment) | _walking(arrays, layout, segment)
+    constants |= dict(SAVE=plan.save if save else 0, HAS_D=D is not None, HAS_START=start is not None)
+    BC = _packed(arrays, statics, layout, segment)
     y, last, saved = triton_call(
         selective_scan_forward,
-        [u, dt, A, B, C, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), _or(start, A)],
+        [u, dt, A, BC, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), _or(start, A)],
         [jax.ShapeDtypeStruct(u.shape, u.dtype), _float32(b, d, n), borders],
         grid=(-(-d // layout.block(n)), b, -(-l // segment)),
-        constants=_constants(arrays, statics, layout, segment) | constants,
+        constants=constants,
         warps=layout.warps,
-        stages=layout.stages,
+        stages=1,
     )
     return y, last, saved
 
@@ -214,18 +236,19 @@ def _enter(
         v: u, or the cotangent of y.
         enter: (b, d, n), the initial state, or the cotangent of the last one.
     """
-    u, dt, A, B, C, _, z, _, bias, flags = arrays
+    u, dt, A, _, _, _, z, _, bias, flags = arrays
     (b, l, d), n = u.shape, A.shape[1]
     count = -(-l // segment)
-    constants = _constants(arrays, statics, layout, segment)
+    constants = _constants(arrays, statics, layout, segment) | _walking(arrays, layout, segment)
+    BC = _packed(arrays, statics, layout, segment)
     added, span = triton_call(
         selective_scan_segments,
-        [v, dt, A, C if adjoint else B, _or(z, u), _or(bias, A), _or(flags, u)],
+        [v, dt, A, BC, _or(z, u), _or(bias, A), _or(flags, u)],
         [_float32(b, count, d, n), _float32(b, count, d)],
-        grid=(-(-d // layout.block(n)), b, count),
+        grid=(-(-d // layout.block(n)), b, count - 1),
         constants=constants | dict(ADJOINT=adjoint),
         warps=layout.warps,
-        stages=layout.stages,
+        stages=1,
     )
     passes_nothing = None
     if flags is not None:
@@ -270,7 +293,8 @@ def _backward(statics: _Statics, arrays: _Arrays, saved: jax.Array, dy: jax.Arra
             _float32(b, d, n),
         ],
         grid=(blocks, b, count),
-        constants=_constants(arrays, statics, layout, segment) | dict(SAVE=plan.save, HAS_D=D is not None),
+        constants=_constants(arrays, statics, layout, segment)
+        | dict(SAVE=plan.save, HAS_D=D is not None, STAGES=layout.stages),
         warps=layout.warps,
         stages=layout.stages,
     )

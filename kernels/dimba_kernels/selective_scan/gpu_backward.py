@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from dimba_kernels.selective_scan.gpu_forward import flagged, load_rows, positions, state_offsets
+from dimba_kernels.selective_scan.gpu_forward import flagged, positions, state_offsets
 from dimba_kernels.selective_scan.gpu_rows import (
     LN2,
     LOG2E,
@@ -26,13 +26,29 @@ from dimba_kernels.selective_scan.gpu_rows import (
 
 
 @triton.jit
+def load_rows(
+    p, flags_p, row, first, more,
+    L: tl.constexpr, N: tl.constexpr, T: tl.constexpr, NB: tl.constexpr, FLAGS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """Rows of B or C [T, NB] at scan steps first ..., zeros unless `more`.
+
+    Their few bytes a thread are too narrow for the asynchronous copies with which Triton loads ahead, so the loops do
+    that themselves: they load the rows of the next tile before they work on this one.
+    """
+    at, inside = positions(first, L, T, REVERSE)
+    valid, _ = flagged(flags_p, row, at, inside, FLAGS)
+    n = tl.arange(0, NB)[None]
+    return tl.load(p + row * N + at[:, None] * N + n, mask=(valid & more)[:, None] & (n < N), other=0)
+
+
+@triton.jit
 def selective_scan_backward(
     u_p, dt_p, A_p, B_p, C_p, D_p, z_p, bias_p, flags_p, saved_p, dy_p, enter_p,
     du_p, ddt_p, dz_p, dB_p, dC_p, dA_p, dD_p, dbias_p, dstart_p,
     L: tl.constexpr, D: tl.constexpr, N: tl.constexpr, SEGMENT: tl.constexpr, SAVE: tl.constexpr,
     T: tl.constexpr, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr,
     STAGES: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, FLAGS: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of channels over one segment: programs are (channel block, batch, segment).
 
@@ -88,7 +104,7 @@ def selective_scan_backward(
             raw = tl.load(dt_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
             B0 = load_rows(B_p, flags_p, row, first, True, L, N, T, NL * NT, FLAGS, REVERSE).to(tl.float32)
             if k < part:
-                dt, _ = step_size(raw, bias[None], wide_valid, SOFTPLUS)
+                dt, _ = step_size(raw, bias[None], wide_valid, SOFTPLUS, EXACT)
                 exponent = channels(dt, T, DT, W, DL) * A
                 if FLAGS:
                     exponent += forget[None, :, None, None, None, None, None]
@@ -104,7 +120,7 @@ def selective_scan_backward(
         u = tl.load(u_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
         raw = tl.load(dt_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
         dy = tl.load(dy_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
-        dt, slope = step_size(raw, bias[None], wide_valid, SOFTPLUS)
+        dt, slope = step_size(raw, bias[None], wide_valid, SOFTPLUS, EXACT)
         if HAS_Z:
             z = tl.load(z_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
             gate = 1.0 / (1.0 + tl.exp(-z))

@@ -1,4 +1,8 @@
-"""GPU kernels of `selective_scan`: the forward scan, and the states that enter segments of the sequence."""
+"""GPU kernels of `selective_scan`: the forward scan, and the states that enter segments of the sequence.
+
+Inputs (b, l, d) are loaded one tile ahead, into registers. B and C come as one float32 array (b, steps, 2, states): in
+the order of the scan, zeros where the mask is False and behind the last step, so that they need no masks here.
+"""
 
 # pyright: reportGeneralTypeIssues=false
 # (to a type checker a function under @triton.jit never returns)
@@ -10,13 +14,17 @@ from dimba_kernels.selective_scan.gpu_rows import (
     FORGET,
     LOG2E,
     apart,
-    channels,
     flat,
-    over_states,
+    gathered,
+    narrow_offsets,
+    narrow_tile,
+    over_states_spread,
     run_rows,
     run_rows_back,
     settled,
-    states,
+    sigmoid,
+    spread,
+    spread_channels,
     step_size,
     tile,
 )
@@ -40,22 +48,6 @@ def flagged(flags_p, base, at, inside, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def load_rows(
-    p, flags_p, row, first, more,
-    L: tl.constexpr, N: tl.constexpr, T: tl.constexpr, NB: tl.constexpr, FLAGS: tl.constexpr, REVERSE: tl.constexpr,
-):  # fmt: skip
-    """Rows of B or C [T, NB] at scan steps first ..., zeros unless `more`.
-
-    Their few bytes a thread are too narrow for the asynchronous copies with which Triton loads ahead, so the loops do
-    that themselves: they load the rows of the next tile before they work on this one.
-    """
-    at, inside = positions(first, L, T, REVERSE)
-    valid, _ = flagged(flags_p, row, at, inside, FLAGS)
-    n = tl.arange(0, NB)[None]
-    return tl.load(p + row * N + at[:, None] * N + n, mask=(valid & more)[:, None] & (n < N), other=0)
-
-
-@triton.jit
 def state_offsets(D: tl.constexpr, N: tl.constexpr, DB: tl.constexpr, NB: tl.constexpr):
     """Of this program's states in a (d, n) array, and which of them exist: [channels, states]."""
     d = (tl.program_id(0) * DB + tl.arange(0, DB))[:, None]
@@ -64,12 +56,36 @@ def state_offsets(D: tl.constexpr, N: tl.constexpr, DB: tl.constexpr, NB: tl.con
 
 
 @triton.jit
+def load_wide(
+    p, row, first, d, L: tl.constexpr, D: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr, EVEN: tl.constexpr
+):
+    """[T, channels] of a (b, l, d) array, in its dtype. EVEN: all of them exist."""
+    at, inside = positions(first, L, T, REVERSE)
+    at = p + row * D + (at[:, None] * D + d[None])
+    if EVEN:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=inside[:, None] & (d < D)[None], other=0)
+
+
+@triton.jit
+def load_channels(p, d, D: tl.constexpr, T: tl.constexpr, V: tl.constexpr, PRESENT: tl.constexpr):
+    """Of a (d,) array, for every row: [V, T, channels / V]; zeros if not PRESENT."""
+    if PRESENT:
+        x = tl.load(p + d, mask=d < D, other=0).to(tl.float32)
+    else:
+        x = tl.zeros(d.shape, tl.float32)
+    return spread(tl.broadcast_to(x[None], (T, d.shape[0])), V)
+
+
+@triton.jit
 def selective_scan_forward(
-    u_p, dt_p, A_p, B_p, C_p, D_p, z_p, bias_p, flags_p, start_p, y_p, last_p, saved_p,
+    u_p, dt_p, A_p, BC_p, D_p, z_p, bias_p, flags_p, start_p, y_p, last_p, saved_p,
     L: tl.constexpr, D: tl.constexpr, N: tl.constexpr, SEGMENT: tl.constexpr, SAVE: tl.constexpr,
     T: tl.constexpr, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr,
-    STAGES: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, FLAGS: tl.constexpr,
-    HAS_START: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    V: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, FLAGS: tl.constexpr,
+    HAS_START: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, EVEN: tl.constexpr, EXACT: tl.constexpr,
+    FAST: tl.constexpr,
 ):  # fmt: skip
     """y of a block of channels over one segment: programs are (channel block, batch, segment).
 
@@ -77,6 +93,7 @@ def selective_scan_forward(
     state before every SAVE steps; SAVE = 0 saves none. last (b, d, n) is written by the last segment's program.
     """
     DB: tl.constexpr = W * DL * DT
+    ROW: tl.constexpr = 2 * NL * NT
     SEGMENTS: tl.constexpr = (L + SEGMENT - 1) // SEGMENT
     b, s = tl.program_id(1), tl.program_id(2)
     row = b.to(tl.int64) * L
@@ -84,38 +101,36 @@ def selective_scan_forward(
     of_state, exists = state_offsets(D, N, DB, NL * NT)
     A = tile(tl.load(A_p + of_state, mask=exists, other=0).to(tl.float32) * LOG2E, NT, DT, W, NL, DL)
     if HAS_START:
-        h = tile(
-            tl.load(start_p + (b * SEGMENTS + s).to(tl.int64) * (D * N) + of_state, mask=exists, other=0),
-            NT,
-            DT,
-            W,
-            NL,
-            DL,
-        )
+        before = start_p + (b * SEGMENTS + s).to(tl.int64) * (D * N) + of_state
+        h = tile(tl.load(before, mask=exists, other=0), NT, DT, W, NL, DL)
     else:
         h = apart(tl.zeros((1, 1, NT, DT, W, DL, NL), tl.float32))
-    bias = tl.zeros((DB,), tl.float32)
-    skip = tl.zeros((DB,), tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_p + d, mask=d < D, other=0).to(tl.float32)
-    if HAS_D:
-        skip = tl.load(D_p + d, mask=d < D, other=0).to(tl.float32)
+    bias = load_channels(bias_p, d, D, T, V, HAS_BIAS)
+    skip = load_channels(D_p, d, D, T, V, HAS_D)
 
-    start = s * SEGMENT
-    next_B = load_rows(B_p, flags_p, row, start, start < L, L, N, T, NL * NT, FLAGS, REVERSE)
-    next_C = load_rows(C_p, flags_p, row, start, start < L, L, N, T, NL * NT, FLAGS, REVERSE)
-    for i in tl.range(0, SEGMENT // T, num_stages=STAGES):
-        first = start + i * T
-        B, C = next_B.to(tl.float32), next_C.to(tl.float32)
-        more = first + T < L
-        next_B = load_rows(B_p, flags_p, row, first + T, more, L, N, T, NL * NT, FLAGS, REVERSE)
-        next_C = load_rows(C_p, flags_p, row, first + T, more, L, N, T, NL * NT, FLAGS, REVERSE)
+    first = s * SEGMENT
+    BC_p += (b * SEGMENTS + s).to(tl.int64) * (SEGMENT * ROW) + narrow_offsets(ROW, T, NT, DT, W, NL, DL)
+    next_u = load_wide(u_p, row, first, d, L, D, T, REVERSE, EVEN)
+    next_raw = load_wide(dt_p, row, first, d, L, D, T, REVERSE, EVEN)
+    if HAS_Z:
+        next_z = load_wide(z_p, row, first, d, L, D, T, REVERSE, EVEN)
+    for i in tl.range(0, SEGMENT // T, num_stages=1):
+        B, C = narrow_tile(BC_p), narrow_tile(BC_p + NL * NT)
+        BC_p += T * ROW
+        u, raw = spread(next_u.to(tl.float32), V), spread(next_raw.to(tl.float32), V)
+        if HAS_Z:
+            z = spread(next_z.to(tl.float32), V)
+        ahead = first + tl.where(i + 1 < SEGMENT // T, T, 0)  # the last tile loads itself again
+        next_u = load_wide(u_p, row, ahead, d, L, D, T, REVERSE, EVEN)
+        next_raw = load_wide(dt_p, row, ahead, d, L, D, T, REVERSE, EVEN)
+        if HAS_Z:
+            next_z = load_wide(z_p, row, ahead, d, L, D, T, REVERSE, EVEN)
         at, inside = positions(first, L, T, REVERSE)
         valid, forget = flagged(flags_p, row, at, inside, FLAGS)
-        wide, wide_valid = at[:, None] * D + d[None], valid[:, None] & (d < D)[None]
-        u = tl.load(u_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
-        raw = tl.load(dt_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
-        dt, _ = step_size(raw, bias[None], wide_valid, SOFTPLUS)
+        counts = valid[None, :, None]
+        if FLAGS:
+            u = tl.where(counts, u, 0.0)
+        dt, _ = step_size(raw, bias, True if EVEN and not FLAGS else counts, SOFTPLUS, EXACT)
         if SAVE > 0:
             if (i % (SAVE // T) == 0) & (first < L):
                 block = (b * ((L + SAVE - 1) // SAVE) + first // SAVE).to(tl.int64)
@@ -124,78 +139,98 @@ def selective_scan_forward(
                     flat(h, NT, DT, W, NL, DL).to(saved_p.dtype.element_ty),
                     mask=exists,
                 )
-        exponent = channels(dt, T, DT, W, DL) * A
+        exponent = spread_channels(dt, T, DT, W, DL) * A
         if FLAGS:
             exponent += forget[None, :, None, None, None, None, None]
-        added = channels(dt * u, T, DT, W, DL) * states(B, T, NT, NL)
+        added = spread_channels(dt * u, T, DT, W, DL) * B
         _, after, h = run_rows(apart(tl.exp2(exponent)), added, settled(h), T)
-        y = over_states(after * states(C, T, NT, NL), T, DT, W, DL)
+        y = over_states_spread(after * C, T, DT, W, DL, V)
         if HAS_D:
-            y += skip[None] * u
+            y += skip * u
         if HAS_Z:
-            z = tl.load(z_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
-            y *= z / (1.0 + tl.exp(-z))
+            y *= z * sigmoid(z, FAST)
         if FLAGS:
-            y = tl.where(wide_valid, y, 0.0)
-        tl.store(y_p + row * D + wide, y.to(y_p.dtype.element_ty), mask=inside[:, None] & (d < D)[None])
+            y = tl.where(counts, y, 0.0)
+        y = gathered(y).to(y_p.dtype.element_ty)
+        out = y_p + row * D + (at[:, None] * D + d[None])
+        if EVEN:
+            tl.store(out, y)
+        else:
+            tl.store(out, y, mask=inside[:, None] & (d < D)[None])
+        first = ahead
     if s == SEGMENTS - 1:
         tl.store(last_p + b.to(tl.int64) * (D * N) + of_state, flat(h, NT, DT, W, NL, DL), mask=exists)
 
 
 @triton.jit
 def selective_scan_segments(
-    v_p, dt_p, A_p, M_p, z_p, bias_p, flags_p, state_p, span_p,
+    v_p, dt_p, A_p, BC_p, z_p, bias_p, flags_p, state_p, span_p,
     L: tl.constexpr, D: tl.constexpr, N: tl.constexpr, SEGMENT: tl.constexpr,
     T: tl.constexpr, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr,
-    STAGES: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, FLAGS: tl.constexpr, SOFTPLUS: tl.constexpr,
-    REVERSE: tl.constexpr, ADJOINT: tl.constexpr,
+    V: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, FLAGS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    REVERSE: tl.constexpr, EVEN: tl.constexpr, EXACT: tl.constexpr, FAST: tl.constexpr, ADJOINT: tl.constexpr,
 ):  # fmt: skip
-    """What each segment adds to the state: programs are (channel block, batch, segment).
+    """What each segment adds to the state: programs are (channel block, batch, segment that another one follows).
 
-    Forward (v = u, M = B): the state after the segment if it began at zero. Adjoint (v = the cotangent of y, M = C):
+    Forward (v = u, with B): the state after the segment if it began at zero. Adjoint (v = the cotangent of y, with C):
     the gradient of the state before the segment, were that of the state after it zero. To state (b, segments, d, n).
     span (b, segments, d) takes the sum of the steps: the segment's decay is exp(A span).
     """
     DB: tl.constexpr = W * DL * DT
+    ROW: tl.constexpr = 2 * NL * NT
     SEGMENTS: tl.constexpr = (L + SEGMENT - 1) // SEGMENT
     b, s = tl.program_id(1), tl.program_id(2)
+    if ADJOINT:  # which needs nothing of the first segment, as the scan needs nothing of the last
+        s += 1
     row = b.to(tl.int64) * L
     d = tl.program_id(0) * DB + tl.arange(0, DB)
-    n = tl.arange(0, NL * NT)
     of_state, exists = state_offsets(D, N, DB, NL * NT)
     A = tile(tl.load(A_p + of_state, mask=exists, other=0).to(tl.float32) * LOG2E, NT, DT, W, NL, DL)
-    bias = tl.zeros((DB,), tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(bias_p + d, mask=d < D, other=0).to(tl.float32)
+    bias = load_channels(bias_p, d, D, T, V, HAS_BIAS)
     h = apart(tl.zeros((1, 1, NT, DT, W, DL, NL), tl.float32))
-    spans = tl.zeros((T, DB), tl.float32)
-    for i in tl.range(0, SEGMENT // T, num_stages=STAGES):
-        first = s * SEGMENT + (SEGMENT // T - 1 - i if ADJOINT else i) * T
+    spans = tl.zeros((V, T, DB // V), tl.float32)
+    STEP: tl.constexpr = -T if ADJOINT else T
+    first = s * SEGMENT + (SEGMENT - T if ADJOINT else 0)
+    BC_p += (b.to(tl.int64) * (SEGMENTS * SEGMENT) + first) * ROW + narrow_offsets(ROW, T, NT, DT, W, NL, DL)
+    if ADJOINT:
+        BC_p += NL * NT
+    next_v = load_wide(v_p, row, first, d, L, D, T, REVERSE, EVEN)
+    next_raw = load_wide(dt_p, row, first, d, L, D, T, REVERSE, EVEN)
+    if ADJOINT and HAS_Z:
+        next_z = load_wide(z_p, row, first, d, L, D, T, REVERSE, EVEN)
+    for i in tl.range(0, SEGMENT // T, num_stages=1):
+        M = narrow_tile(BC_p)
+        BC_p += STEP * ROW
+        v, raw = spread(next_v.to(tl.float32), V), spread(next_raw.to(tl.float32), V)
+        if ADJOINT and HAS_Z:
+            z = spread(next_z.to(tl.float32), V)
+        ahead = first + tl.where(i + 1 < SEGMENT // T, STEP, 0)
+        next_v = load_wide(v_p, row, ahead, d, L, D, T, REVERSE, EVEN)
+        next_raw = load_wide(dt_p, row, ahead, d, L, D, T, REVERSE, EVEN)
+        if ADJOINT and HAS_Z:
+            next_z = load_wide(z_p, row, ahead, d, L, D, T, REVERSE, EVEN)
         at, inside = positions(first, L, T, REVERSE)
         valid, forget = flagged(flags_p, row, at, inside, FLAGS)
-        wide, wide_valid = at[:, None] * D + d[None], valid[:, None] & (d < D)[None]
-        narrow, narrow_valid = at[:, None] * N + n[None], valid[:, None] & (n < N)[None]
-        v = tl.load(v_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
-        raw = tl.load(dt_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
-        M = tl.load(M_p + row * N + narrow, mask=narrow_valid, other=0).to(tl.float32)
-        dt, _ = step_size(raw, bias[None], wide_valid, SOFTPLUS)
+        counts = valid[None, :, None]
+        if ADJOINT and HAS_Z:
+            v *= z * sigmoid(z, FAST)
+        if FLAGS:
+            v = tl.where(counts, v, 0.0)
+        dt, _ = step_size(raw, bias, True if EVEN and not FLAGS else counts, SOFTPLUS, EXACT)
         spans += settled(dt)
-        exponent = channels(dt, T, DT, W, DL) * A
+        exponent = spread_channels(dt, T, DT, W, DL) * A
         if FLAGS:
             exponent += forget[None, :, None, None, None, None, None]
         decay = apart(tl.exp2(exponent))
         if ADJOINT:
-            if HAS_Z:
-                z = tl.load(z_p + row * D + wide, mask=wide_valid, other=0).to(tl.float32)
-                v *= z / (1.0 + tl.exp(-z))
-            added = channels(v, T, DT, W, DL) * states(M, T, NT, NL)
-            _, h = run_rows_back(decay, added, settled(h), T)
+            _, h = run_rows_back(decay, spread_channels(v, T, DT, W, DL) * M, settled(h), T)
         else:
-            added = channels(dt * v, T, DT, W, DL) * states(M, T, NT, NL)
-            _, _, h = run_rows(decay, added, settled(h), T)
+            _, _, h = run_rows(decay, spread_channels(dt * v, T, DT, W, DL) * M, settled(h), T)
+        first = ahead
     segment = (b * SEGMENTS + s).to(tl.int64)
     tl.store(state_p + segment * (D * N) + of_state, flat(h, NT, DT, W, NL, DL), mask=exists)
-    tl.store(span_p + segment * D + d, tl.sum(spans, 0), mask=d < D)
+    spans = tl.sum(gathered(spans), 0)
+    tl.store(span_p + segment * D + d, spans, mask=d < D)
 
 
 @triton.jit
@@ -216,7 +251,7 @@ def selective_scan_borders(
     h = tl.zeros((BLOCK,), tl.float32)
     if HAS_ENTER:
         h = tl.load(enter_p + b.to(tl.int64) * (D * N) + i, mask=exists, other=0).to(tl.float32)
-    for k in range(SEGMENTS):
+    for k in range(SEGMENTS - 1):
         s = (b * SEGMENTS + (SEGMENTS - 1 - k if ADJOINT else k)).to(tl.int64)
         tl.store(out_p + s * (D * N) + i, h, mask=exists)
         span = tl.load(span_p + s * D + i // N, mask=exists, other=0)
@@ -224,3 +259,5 @@ def selective_scan_borders(
         if FLAGS:
             decay = tl.where(tl.load(resets_p + s) != 0, 0.0, decay)
         h = decay * h + tl.load(state_p + s * (D * N) + i, mask=exists, other=0)
+    s = (b * SEGMENTS + (0 if ADJOINT else SEGMENTS - 1)).to(tl.int64)
+    tl.store(out_p + s * (D * N) + i, h, mask=exists)

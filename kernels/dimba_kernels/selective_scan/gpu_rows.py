@@ -52,6 +52,51 @@ def states(x, T: tl.constexpr, NT: tl.constexpr, NL: tl.constexpr):
 
 
 @triton.jit
+def spread(x, V: tl.constexpr):
+    """[T, channels] -> [V, T, channels / V].
+
+    V is how many channels a thread loads side by side. On the first axis they lie in registers, here as where they are
+    loaded, so that a settled value and its loads need no exchange between threads.
+    """
+    return tl.permute(tl.reshape(x, (x.shape[0], x.shape[1] // V, V)), (2, 0, 1))
+
+
+@triton.jit
+def gathered(x):
+    """Back to [T, channels]."""
+    return tl.reshape(tl.permute(x, (1, 2, 0)), (x.shape[1], x.shape[2] * x.shape[0]))
+
+
+@triton.jit
+def spread_channels(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.constexpr):
+    """[V, T, channels / V] -> [1, T, 1, DT, W, DL, 1]."""
+    return tl.reshape(gathered(settled(x)), (1, T, 1, DT, W, DL, 1))
+
+
+@triton.jit
+def narrow_offsets(
+    STRIDE: tl.constexpr, T: tl.constexpr, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr,
+    DL: tl.constexpr,
+):  # fmt: skip
+    """Where a row of states (T, STRIDE) is read from, for every element of a tile: [NL, DL, W, DT, T, NT].
+
+    All channels read the same words, each thread those that it needs and NT at once, which costs no more than shared
+    memory would and needs no barrier. Triton gives lanes and warps to the first of these axes first, as to the last of
+    a tile: in memory only NT is contiguous, and among the others it goes by their order.
+    """
+    t = tl.arange(0, T)[None, None, None, None, :, None]
+    nl = tl.arange(0, NL)[:, None, None, None, None, None]
+    nt = tl.arange(0, NT)[None, None, None, None, None, :]
+    return t * STRIDE + nl * NT + nt + tl.zeros((NL, DL, W, DT, T, NT), tl.int32)
+
+
+@triton.jit
+def narrow_tile(pointers):
+    """What stands at `narrow_offsets` -> [1, T, NT, DT, W, DL, NL]."""
+    return tl.permute(tl.load(pointers), (4, 5, 3, 2, 1, 0))[None]
+
+
+@triton.jit
 def tile(x, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr):
     """[channels, states] -> [1, 1, NT, DT, W, DL, NL]."""
     return apart(tl.permute(tl.reshape(x, (1, 1, DT, W, DL, NL, NT)), (0, 1, 6, 2, 3, 4, 5)))
@@ -72,6 +117,14 @@ def over_states(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.co
     """
     own = tl.permute(tl.sum(x, 2), (0, 5, 1, 2, 3, 4))
     return tl.sum(tl.sum(apart(tl.reshape(own, (1, own.shape[1], T, DT * W * DL))), 1), 0)
+
+
+@triton.jit
+def over_states_spread(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.constexpr, V: tl.constexpr):
+    """Sum a tile over its states -> [V, T, channels / V], likewise."""
+    own = tl.permute(tl.sum(x, 2), (0, 5, 1, 2, 3, 4))
+    own = tl.reshape(own, (1, own.shape[1], T, DT * W * DL // V, V))
+    return tl.sum(tl.sum(apart(tl.permute(own, (0, 1, 4, 2, 3))), 1), 0)
 
 
 @triton.jit
@@ -151,20 +204,44 @@ def run_rows_back(decay, added, later, T: tl.constexpr):
 
 
 @triton.jit
-def step_size(raw, bias, valid, SOFTPLUS: tl.constexpr):
+def _log1p_by_e(e, EXACT: tl.constexpr):
+    """log(1 + e) / e for e from 0 to 1: polynomials of least relative error, to 2e-7 if EXACT, else to 6e-5."""
+    if EXACT:
+        p = 0.00523269462 * e - 0.0295052433
+        p = p * e + 0.0782259652
+        p = p * e - 0.136632475
+        p = p * e + 0.19106008
+        p = p * e - 0.248429827
+        p = p * e + 0.333190969
+        p = p * e - 0.499994931
+        return p * e + 0.99999997
+    else:
+        p = 0.0413473051 * e - 0.157427236
+        p = p * e + 0.306300969
+        p = p * e - 0.496977822
+        return p * e + 0.99994328
+
+
+@triton.jit
+def step_size(raw, bias, valid, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
     """dt as the recurrence takes it, 0 where not valid, and its derivative by `raw`."""
     x = raw + bias
     if SOFTPLUS:
-        e = tl.exp(-tl.abs(x))
-        # log1p(e) = 2 atanh(s), e in [0, 1] so s <= 1/3: eight terms are exact to 2e-8 at any size of e
-        s = e / (2.0 + e)
-        q = s * s
-        series = 1.0 + q * (
-            1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15))))))
-        )
-        dt = tl.maximum(x, 0.0) + 2.0 * s * series
+        e = tl.exp2(-tl.abs(x) * LOG2E)
+        dt = tl.maximum(x, 0.0) + e * _log1p_by_e(e, EXACT)
         slope = tl.where(x >= 0, 1.0, e) / (1.0 + e)
     else:
         dt = x
         slope = tl.full(x.shape, 1.0, tl.float32)
     return tl.where(valid, dt, 0.0), tl.where(valid, slope, 0.0)
+
+
+@triton.jit
+def sigmoid(x, FAST: tl.constexpr):
+    """1 / (1 + exp(-x)). FAST: by the GPU's own reciprocal, good to one bit; Triton's division takes more steps."""
+    e = tl.exp2(-x * LOG2E)
+    if FAST:
+        reciprocal: tl.constexpr = "rcp.approx.ftz.f32 $0, $1;"
+        return tl.inline_asm_elementwise(reciprocal, "=f,f", [1.0 + e], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return 1.0 / (1.0 + e)

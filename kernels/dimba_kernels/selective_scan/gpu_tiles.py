@@ -10,7 +10,7 @@ class Layout:
     """How a kernel's tile lies in the threads (see gpu_rows.py).
 
     rows: of time a tile, a power of two; states, channels: a thread, powers of two; warps: a program;
-    stages: tiles that are loaded ahead, plus one.
+    stages: tiles that are loaded ahead, plus one; of the backward kernel, the others load one ahead.
     """
 
     rows: int
@@ -23,12 +23,21 @@ class Layout:
         """The kernels' constants for n states."""
         lanes = min(32, max(1, _power_of_two(n) // self.states))
         nt = max(self.states, _power_of_two(n) // lanes)
-        return dict(T=self.rows, NT=nt, DT=self.channels, W=self.warps, NL=lanes, DL=32 // lanes, STAGES=self.stages)
+        return dict(T=self.rows, NT=nt, DT=self.channels, W=self.warps, NL=lanes, DL=32 // lanes)
 
     def block(self, n: int) -> int:
         """Channels a program."""
         constants = self.of(n)
         return constants["DT"] * constants["W"] * constants["DL"]
+
+    def padded(self, n: int) -> int:
+        """States with those that only fill up the threads."""
+        constants = self.of(n)
+        return constants["NT"] * constants["NL"]
+
+    def side_by_side(self, n: int) -> int:
+        """Channels that a thread loads at once: its share of a tile, 16 bytes of bfloat16 at most."""
+        return min(8, max(1, self.rows * self.block(n) // (32 * self.warps)))
 
 
 @dataclass(frozen=True)
@@ -45,29 +54,43 @@ class Tiles:
     backward_segment: int
 
 
+# What a benchmark tries, where it is not half and twice. Only the backward kernel has stages.
+OPTIONS = {f"{kernel}.stages": () for kernel in ("forward", "segments")}
+OPTIONS |= {f"{kernel}.rows": (8, 16) for kernel in ("forward", "segments", "backward")}
+OPTIONS |= {f"{kernel}.states": (1, 2, 4) for kernel in ("forward", "segments", "backward")}
+OPTIONS |= {f"{kernel}.warps": (1, 2, 4) for kernel in ("forward", "segments")}
+
+
 def tiles(device_kind: str, b: int, l: int, d: int, n: int) -> Tiles:
     """Tile sizes for a device, such as "NVIDIA H200", and a shape.
 
     Chosen by what the kernels compile to (`python -m dimba_kernels.gpu_cost`): no registers spilled up to 32 states,
-    few instructions an element. A segment costs its share of one more kernel, so the forward scan is cut only where
-    even half as many channels a program leave multiprocessors idle.
+    few instructions an element. The forward kernels' programs are single warps, which wait for no other. With fewer
+    states a thread there are more of them, of a little more work; a segment costs its share of one more kernel. So
+    states are halved first where warps are few, and the sequence is cut where that is not enough.
     """
     del device_kind
     wide = _layout(rows=8, states=4, d=d, n=n)
-    narrow = _layout(rows=16, states=2, d=d, n=n)
-    forward = wide if n > 32 or _programs(wide, b, d, n) >= 2 * _MULTIPROCESSORS else narrow
-    segments = _layout(rows=16, states=4, d=d, n=n)
+    forward = _walk(rows=8, states=4, n=n)
+    if n <= 32 and _programs(forward, b, d, n) < 1.5 * _SCHEDULERS:
+        forward = _walk(rows=16, states=2, n=n)
     return Tiles(
         forward,
-        segments,
+        segments=_walk(rows=8, states=4, n=n),
         backward=wide,
         save=16,
-        forward_segment=_segment(forward, b, l, d, n, _MULTIPROCESSORS),
+        forward_segment=_segment(forward, b, l, d, n, _SCHEDULERS),
         backward_segment=_segment(wide, b, l, d, n, 10 * _MULTIPROCESSORS),
     )
 
 
 _MULTIPROCESSORS = 132
+_SCHEDULERS = 4 * _MULTIPROCESSORS
+
+
+def _walk(rows: int, states: int, n: int) -> Layout:
+    """One warp a program, more only where it would have fewer than 8 channels: 16 bytes of a row."""
+    return Layout(rows=rows, states=states, channels=1, warps=max(1, _power_of_two(n) // 16))
 
 
 def _layout(rows: int, states: int, d: int, n: int) -> Layout:

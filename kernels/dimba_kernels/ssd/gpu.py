@@ -183,10 +183,10 @@ def _scan_backward(static: _Static, inputs: _Inputs, cotangents: tuple[jax.Array
         grid=(3 * plan.h // heads, chunks, plan.lines),
         constants=plan.sizes | plan.flags | dict(
             HAS_D=inputs.D is not None, RESETS=plan.resets, Q=Q, CHUNKS=chunks, HEADS=heads,
-            BN=gpu_tiles.block(plan.n), BP=gpu_tiles.block(plan.p), PRECISION=plan.precision,
+            BN=gpu_tiles.block(plan.n), BP=gpu_tiles.block(plan.p), X_STAGES=plan.tiles.x_stages,
+            B_STAGES=plan.tiles.b_stages, C_STAGES=plan.tiles.c_stages, EXACT=plan.wide, PRECISION=plan.precision,
         ),
-        warps=plan.tiles.gradients.warps,
-        stages=plan.tiles.gradients.stages,
+        warps=plan.tiles.gradient_warps,
     )  # fmt: skip
     rows = _rows(chunks)
     (da,) = triton_call(
@@ -194,7 +194,9 @@ def _scan_backward(static: _Static, inputs: _Inputs, cotangents: tuple[jax.Array
         [inputs.a, crossing, entering, leaving, through],
         [jax.ShapeDtypeStruct(inputs.a.shape, jnp.float32)],
         grid=(plan.ways * b * h, -(-chunks // rows)),
-        constants=dict(L=l, WAYS=plan.ways, DIRECTION=static.direction, Q=Q, CHUNKS=chunks, ROWS=rows),
+        constants=dict(
+            L=l, WAYS=plan.ways, DIRECTION=static.direction, EXACT=plan.wide, Q=Q, CHUNKS=chunks, ROWS=rows
+        ),
     )
     dB, dC = jnp.sum(dB, axis=(-5, -4)).astype(inputs.x.dtype), jnp.sum(dC, axis=-4).astype(inputs.x.dtype)
     dD = None if inputs.D is None else jnp.sum(dD, axis=(-3, -1))
@@ -225,7 +227,7 @@ class _Plan:
         self.g, self.n = inputs.B.shape[-2:]
         self.ways = 2 if static.direction == BOTH else 1
         self.lines = self.b if static.shared else 2 * self.b
-        wide = inputs.x.dtype == jnp.float32
+        self.wide = wide = inputs.x.dtype == jnp.float32
         self.precision = "tf32x3" if wide else "ieee" if interpreting() else "tf32"  # no matter to bfloat16 on a GPU
         # without resets a decay that ends all is e**-40 and costs sums their last digits, which bfloat16 lacks
         self.resets = wide or static.segments
@@ -287,10 +289,10 @@ class _Plan:
                 jax.ShapeDtypeStruct((walks, self.ways, b, chunks, h, n, p), inputs.x.dtype),
                 jax.ShapeDtypeStruct((walks, self.ways, b, h, p, n), jnp.float32),
             ],
-            grid=(-(-n // BN) * -(-p // BP), h, walks * self.ways * b),
+            grid=(-(-n // BN) * -(-p // BP), h // self.tiles.state_heads, walks * self.ways * b),
             constants=self.sizes | self.flags | dict(
-                WAYS=self.ways, HAS_START=inputs.h0 is not None, WALKS=walks, Q=Q, CHUNKS=chunks, BN=BN, BP=BP,
-                PRECISION=self.precision,
+                WAYS=self.ways, HAS_START=inputs.h0 is not None, WALKS=walks, Q=Q, STEP=min(Q, self.tiles.state_step),
+                CHUNKS=chunks, HEADS=self.tiles.state_heads, BN=BN, BP=BP, PRECISION=self.precision,
             ),
             warps=self.tiles.states.warps,
             stages=self.tiles.states.stages,

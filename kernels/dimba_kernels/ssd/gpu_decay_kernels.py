@@ -99,7 +99,8 @@ def _split_resets(a, RESETS: tl.constexpr):
 @triton.jit
 def decay_gradients(
     a,  # (ways, b, h, l), float32
-    crossing,  # (ways, b, h, padded l): at each position, terms of pairs that end here less those that begin here
+    crossing,  # (ways, b, h, padded l): of pairs of positions, those that end here less those that begin here; if EXACT
+    # those that begin before here and end here or behind
     entering,  # the same shape: the terms of what comes from before the chunk to here
     leaving,  # the same shape: the terms of what goes from here to the chunk's end
     through,  # (ways, b, h, chunks): the term of what goes through the chunk
@@ -107,6 +108,7 @@ def decay_gradients(
     L: tl.constexpr,
     WAYS: tl.constexpr,
     DIRECTION: tl.constexpr,
+    EXACT: tl.constexpr,
     Q: tl.constexpr,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -120,11 +122,15 @@ def decay_gradients(
     stored = chunk[:, None] < CHUNKS
     base = row * (CHUNKS * Q)
     step = tl.where(reverse, 1, -1)
-    within = tl.load(crossing + base + at, mask=stored, other=0.0)
-    within += tl.load(entering + base + at, mask=stored, other=0.0)
+    pairs = tl.load(crossing + base + at, mask=stored, other=0.0)
+    within = tl.load(entering + base + at, mask=stored, other=0.0)
+    if not EXACT:
+        within += pairs
     begun = (inside + step >= 0) & (inside + step < Q)
     before = tl.load(leaving + base + at + step, mask=begun[None, :] & stored, other=0.0)
     whole = tl.load(through + row * CHUNKS + chunk, mask=chunk < CHUNKS, other=0.0)
     total = running_sum(within, reverse == 0) + running_sum(before, reverse) + whole[:, None]
+    if EXACT:
+        total += pairs
     here = tl.load(a + row * L + at, mask=at < L, other=0.0)
     tl.store(gradient + row * L + at, tl.where(here < FLOOR, 0.0, total), mask=at < L)

@@ -54,6 +54,10 @@ def chunk_gradients(
     HEADS: tl.constexpr,
     BN: tl.constexpr,
     BP: tl.constexpr,
+    X_STAGES: tl.constexpr,
+    B_STAGES: tl.constexpr,
+    C_STAGES: tl.constexpr,
+    EXACT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     BOTH: tl.constexpr = SHARED and DIRECTION == 2
@@ -86,8 +90,10 @@ def chunk_gradients(
         B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
         C_c = load_rows(C + rows, inside, n, G * N, keep, KEEP, N, BN)
         scores = product(B_c, tl.trans(C_c), None, PRECISION)
-        scores = _allowed(scores, earlier, diagonal, reverse == 0, BOTH)
-        for k in tl.range(HEADS):
+        # the diagonal does not decay, and is kept apart from what does; both ways, it belongs to both
+        own = tl.sum(tl.where(diagonal, scores, 0.0), axis=1) * TWICE
+        scores = tl.where(diagonal if BOTH else (earlier == reverse) | diagonal, 0.0, scores)
+        for k in tl.range(HEADS, num_stages=X_STAGES):
             head = heads * HEADS + k
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
@@ -97,21 +103,34 @@ def chunk_gradients(
             dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
             weights = scores * _decays(sums, counts, at, -1.0, earlier, VECTORS, BOTH, RESETS)
             products = product(x_c, tl.trans(dy_c), None, PRECISION)
-            if HAS_D:
-                tl.store(dD + at, tl.sum(tl.where(diagonal, products, 0.0), axis=1))
+            products_own = tl.sum(tl.where(diagonal, products, 0.0), axis=1)
             terms = products * weights
-            ddt_c = tl.sum(terms, axis=1)
             weights *= dt_at[:, None]
+            weights_own = own * dt_at
             if HAS_D:  # on the diagonal, where it costs no registers for dy
-                weights = tl.where(diagonal, weights + tl.load(D + line // BATCH * H + head), weights)
+                tl.store(dD + at, products_own)
+                weights_own += tl.load(D + line // BATCH * H + head)
+            weights = tl.where(diagonal, weights_own[:, None], weights)
             dx_c = product(weights.to(x_c.dtype), dy_c, None, PRECISION)
-            terms = tl.where(diagonal, 0.0, terms * dt_at[:, None])
-            for way in tl.static_range(TWICE):
+            begin = tl.sum(terms, axis=1)
+            ddt_c = begin + own * products_own
+            terms *= dt_at[:, None]
+            if EXACT:  # of the pairs that cross a position, each once: nothing cancels
+                for way in tl.static_range(TWICE):
+                    backward = way == 1 if BOTH else reverse
+                    begun = tl.where(diagonal, 0.0, (earlier == backward).to(tl.float32))
+                    across = product(begun, terms, None, PRECISION)
+                    over = tl.where((earlier != backward) | diagonal, across, 0.0)
+                    tl.store(crossing + way * VECTORS + at, tl.sum(over, axis=1))
+            else:  # of pairs that end here, less those that begin here: their running sum is the same
+                end = tl.sum(terms, axis=0)
                 if BOTH:
-                    of_way = tl.where(earlier, terms, 0.0) if way == 0 else tl.where(earlier, 0.0, terms)
+                    forward = tl.where(earlier, terms, 0.0)
+                    difference = tl.sum(forward, axis=0) - tl.sum(forward, axis=1)
+                    tl.store(crossing + at, difference)
+                    tl.store(crossing + VECTORS + at, end - begin * dt_at - difference)
                 else:
-                    of_way = terms
-                tl.store(crossing + way * VECTORS + at, tl.sum(of_way, axis=0) - tl.sum(of_way, axis=1))
+                    tl.store(crossing + at, end - begin * dt_at)
             for way in tl.range(TWICE):  # unrolled, it would spill
                 dh_c = load_rows(state_at + way * STATES, n, columns, P, n < N, N < BN, P, BP)
                 dx_out = product(B_c, dh_c, None, PRECISION) * tl.load(leave + way * VECTORS + at)[:, None]
@@ -127,7 +146,7 @@ def chunk_gradients(
                 tl.store(out, dx_c.to(x_c.dtype), mask=here[:, None] & (columns < P)[None, :])
     elif tl.program_id(0) % 3 == 1:  # what leaves the chunk and what goes through it: dB
         total = tl.zeros((Q, BN), tl.float32)
-        for k in tl.range(HEADS):
+        for k in tl.range(HEADS, num_stages=B_STAGES):
             head = heads * HEADS + k
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
@@ -144,11 +163,10 @@ def chunk_gradients(
                 total = product(x_out.to(x_c.dtype), tl.trans(dh_c), total, PRECISION)
         tl.store(dB + (line * 2 * BLOCKS + heads % BLOCKS) * partial + block, total, mask=in_block)
     else:  # pairs as (i, j): dC, and of dB what stays in the chunk
-        B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
         C_c = load_rows(C + rows, inside, n, G * N, keep, KEEP, N, BN)
         dscores = tl.zeros((Q, Q), tl.float32)
         total = tl.zeros((Q, BN), tl.float32)
-        for k in tl.range(HEADS):
+        for k in tl.range(HEADS, num_stages=C_STAGES):
             head = heads * HEADS + k
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
@@ -165,20 +183,16 @@ def chunk_gradients(
                 tl.store(entering + way * VECTORS + at, tl.sum(dy_in * y_in, axis=1))
             decay = _decays(sums, counts, at, 1.0, earlier == 0, VECTORS, BOTH, RESETS)
             dscores += product(dy_c, tl.trans(x_c), None, PRECISION) * (decay * dt_at[None, :])
-        dscores = _allowed(dscores, earlier, diagonal, reverse, BOTH).to(x.dtype.element_ty)
+        if BOTH:  # the diagonal belongs to both directions
+            dscores = tl.where(diagonal, 2 * dscores, dscores)
+        else:
+            dscores = tl.where((earlier == reverse) | diagonal, dscores, 0.0)
+        dscores = dscores.to(x.dtype.element_ty)
+        B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
         dC_c = product(dscores, B_c, total, PRECISION)
         tl.store(dC + (line * BLOCKS + heads % BLOCKS) * partial + block, dC_c, mask=in_block)
         dB_c = product(tl.trans(dscores), C_c, None, PRECISION)
         tl.store(dB + ((line * 2 + 1) * BLOCKS + heads % BLOCKS) * partial + block, dB_c, mask=in_block)
-
-
-@triton.jit
-def _allowed(values, earlier, diagonal, first, BOTH: tl.constexpr):
-    """Zeros where nothing goes between row and column: pairs are kept whose row is earlier (first), or later."""
-    if BOTH:  # both ways, and the diagonal belongs to both
-        return tl.where(diagonal, 2 * values, values)
-    else:
-        return tl.where(diagonal | (earlier == first), values, 0.0)
 
 
 @triton.jit

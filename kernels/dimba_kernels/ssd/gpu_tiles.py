@@ -21,11 +21,16 @@ class Tiles:
     gradient_chunk: int  # the same for the gradients
     state_n: int  # block of the state's n that one walk carries
     state_p: int  # the same for p
+    state_heads: int  # that one walk carries, a power of two that divides the heads of a group; 1 if p is cut
+    state_step: int  # positions that a walk takes at a time
     heads: int  # a divisor of the heads of a group: that one program of the outputs takes through its chunk
     gradient_heads: int
     states: Launch
     outputs: Launch
-    gradients: Launch
+    gradient_warps: int
+    x_stages: int  # of the loops of the three programs that share the gradients of a chunk
+    b_stages: int
+    c_stages: int
 
 
 def tiles(
@@ -44,11 +49,16 @@ def tiles(
         gradient_chunk=min(gradient_chunk, longest),
         state_n=min(_power(n), 64 if few or n > 128 else 128),
         state_p=min(_power(p), 32 if few else 64),
+        state_heads=1 if wide or few or h // g % 2 or n > 128 else 2,
+        state_step=64,
         heads=_divisor(h // g, 16),
         gradient_heads=_divisor(h // g, 16),
-        states=Launch(warps=8 if wide else 4, stages=2),
+        states=Launch(warps=4 if few and not wide else 8, stages=2),
         outputs=Launch(warps=8, stages=1 if wide else 2 if large else 3),
-        gradients=Launch(warps=8 if n > 128 else 4, stages=1 if large or both else 2),
+        gradient_warps=8 if n > 128 else 4,
+        x_stages=1 if large or both else 2,
+        b_stages=1 if large else 2,
+        c_stages=1 if large else 2,
     )
 
 

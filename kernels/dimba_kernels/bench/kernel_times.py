@@ -1,0 +1,49 @@
+"""Which kernels a compiled function launches on a GPU, and how long each takes: by JAX's profiler."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+RUNS = 10
+
+
+def kernel_times(run: Callable[[], Any]) -> list[tuple[str, float]]:
+    """The kernels of one run in the order of their launch, with their median milliseconds over `RUNS` runs.
+
+    Raises:
+        RuntimeError: the profiler saw no kernels, or not as many in every run.
+    """
+    jax.block_until_ready(run())
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(RUNS):
+                jax.block_until_ready(run())
+        files = list(Path(folder).rglob("*.xplane.pb"))
+        events = [event for file in files for event in _events(jax.profiler.ProfileData.from_file(str(file)))]
+    events.sort(key=lambda event: event[0])
+    if not events or len(events) % RUNS:
+        raise RuntimeError(f"the profiler saw {len(events)} kernels in {RUNS} runs; are its GPU libraries installed?")
+    each = len(events) // RUNS
+    rounds = [events[i * each : (i + 1) * each] for i in range(RUNS)]
+    return [
+        (rounds[0][k][1], statistics.median(events[k][2] for events in rounds) * 1e-6)
+        for k in range(each)
+    ]  # fmt: skip
+
+
+def _events(profile: Any) -> list[tuple[float, str, float]]:
+    """Start, name and nanoseconds of what ran on the GPU's streams."""
+    return [
+        (event.start_ns, event.name, event.duration_ns)
+        for plane in profile.planes
+        if plane.name.startswith("/device:GPU")
+        for line in plane.lines
+        if line.name.startswith("Stream")
+        for event in line.events
+    ]
