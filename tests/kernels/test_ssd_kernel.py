@@ -31,11 +31,7 @@ LOOSER = {"float32": {}, "bfloat16": {"gradient A": 3e-2}}
 
 def assert_agrees(run, implementation, arrays, dtype="float32", tolerance=None):
     actual, reference = (partial(run, implementation=name) for name in (implementation, "reference"))
-    wanted = tolerance or TOLERANCE[dtype]
-    looser = LOOSER[dtype]
-    if implementation == "gpu" and dtype == "float32":  # a fault of that kernel: one case stands at 1.4e-5
-        looser = {"gradient A": max(wanted, 2e-5)}
-    assert_agreement(actual, reference, arrays, wanted, looser=looser)
+    assert_agreement(actual, reference, arrays, tolerance or TOLERANCE[dtype], looser=LOOSER[dtype])
 
 
 @pytest.mark.parametrize("reverse", [False, True])

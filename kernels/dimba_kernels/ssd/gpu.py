@@ -177,8 +177,9 @@ def _scan_backward(static: _Static, inputs: _Inputs, cotangents: tuple[jax.Array
             jax.ShapeDtypeStruct(inputs.x.shape, inputs.x.dtype),
             along, along if inputs.D is not None else jax.ShapeDtypeStruct((1,), jnp.float32),
             along_ways, along_ways, along_ways, per_chunk,
-            jax.ShapeDtypeStruct((*lead, b, 2, *parts), jnp.float32),
-            jax.ShapeDtypeStruct((*lead, b, *parts), jnp.float32),
+            # rounded no worse than the sum of them will be
+            jax.ShapeDtypeStruct((*lead, b, 2, *parts), inputs.x.dtype),
+            jax.ShapeDtypeStruct((*lead, b, *parts), inputs.x.dtype),
         ],
         grid=(3 * plan.h // heads, chunks, plan.lines),
         constants=plan.sizes | plan.flags | dict(
@@ -194,11 +195,10 @@ def _scan_backward(static: _Static, inputs: _Inputs, cotangents: tuple[jax.Array
         [inputs.a, crossing, entering, leaving, through],
         [jax.ShapeDtypeStruct(inputs.a.shape, jnp.float32)],
         grid=(plan.ways * b * h, -(-chunks // rows)),
-        constants=dict(
-            L=l, WAYS=plan.ways, DIRECTION=static.direction, EXACT=plan.wide, Q=Q, CHUNKS=chunks, ROWS=rows
-        ),
+        constants=dict(L=l, WAYS=plan.ways, DIRECTION=static.direction, EXACT=plan.wide, Q=Q, CHUNKS=chunks, ROWS=rows),
     )
-    dB, dC = jnp.sum(dB, axis=(-5, -4)).astype(inputs.x.dtype), jnp.sum(dC, axis=-4).astype(inputs.x.dtype)
+    dB, dC = jnp.sum(dB, axis=(-5, -4), dtype=jnp.float32), jnp.sum(dC, axis=-4, dtype=jnp.float32)
+    dB, dC = dB.astype(inputs.x.dtype), dC.astype(inputs.x.dtype)
     dD = None if inputs.D is None else jnp.sum(dD, axis=(-3, -1))
     dh0 = None if inputs.h0 is None else last[1]
     return (_Inputs(dx, ddt[..., :l], da, dB, dC, dD, dh0, None),)
@@ -276,7 +276,8 @@ class _Plan:
         """The entering states and the last; with dy and end, the cotangents of the outputs, also their gradients."""
         chunks, walks = self.chunks(Q), 1 if dy is None else 2
         b, h, p, n = self.b, self.h, self.p, self.n
-        BN, BP = gpu_tiles.block(self.tiles.state_n), gpu_tiles.block(self.tiles.state_p)
+        walk = self.tiles.states if dy is None else self.tiles.gradient_states
+        BN, BP = gpu_tiles.block(walk.n), gpu_tiles.block(walk.p)
         nothing = self.or_empty(None)
         states, last = triton_call(
             chunk_states,
@@ -289,13 +290,13 @@ class _Plan:
                 jax.ShapeDtypeStruct((walks, self.ways, b, chunks, h, n, p), inputs.x.dtype),
                 jax.ShapeDtypeStruct((walks, self.ways, b, h, p, n), jnp.float32),
             ],
-            grid=(-(-n // BN) * -(-p // BP), h // self.tiles.state_heads, walks * self.ways * b),
+            grid=(-(-n // BN) * -(-p // BP), h, walks * self.ways * b),
             constants=self.sizes | self.flags | dict(
-                WAYS=self.ways, HAS_START=inputs.h0 is not None, WALKS=walks, Q=Q, STEP=min(Q, self.tiles.state_step),
-                CHUNKS=chunks, HEADS=self.tiles.state_heads, BN=BN, BP=BP, PRECISION=self.precision,
+                WAYS=self.ways, HAS_START=inputs.h0 is not None, WALKS=walks, Q=Q, CHUNKS=chunks, BN=BN, BP=BP,
+                PRECISION=self.precision,
             ),
-            warps=self.tiles.states.warps,
-            stages=self.tiles.states.stages,
+            warps=walk.warps,
+            stages=walk.stages,
         )  # fmt: skip
         return states, last
 

@@ -36,8 +36,8 @@ def chunk_gradients(
     entering,  # the same
     leaving,  # the same
     through,  # (ways, b, h, chunks) float32
-    dB,  # ([ways,] b, 2, blocks of heads, l, g, n) float32: to be summed
-    dC,  # ([ways,] b, blocks of heads, l, g, n) float32: to be summed
+    dB,  # ([ways,] b, 2, blocks of heads, l, g, n): to be summed
+    dC,  # ([ways,] b, blocks of heads, l, g, n): to be summed
     BATCH: tl.constexpr,
     L: tl.constexpr,
     H: tl.constexpr,
@@ -146,22 +146,26 @@ def chunk_gradients(
                 tl.store(out, dx_c.to(x_c.dtype), mask=here[:, None] & (columns < P)[None, :])
     elif tl.program_id(0) % 3 == 1:  # what leaves the chunk and what goes through it: dB
         total = tl.zeros((Q, BN), tl.float32)
-        for k in tl.range(HEADS, num_stages=B_STAGES):
-            head = heads * HEADS + k
+        for k in tl.range(HEADS * TWICE, num_stages=B_STAGES):
+            head = heads * HEADS + k // TWICE
+            way = k % TWICE
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + ((line * CHUNKS + c) * H + head) * (N * P)
+            state_at = states + ((line * CHUNKS + c) * H + head) * (N * P) + way * STATES
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
-            dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
-            for way in tl.static_range(TWICE):
-                h_c = load_rows(state_at + way * STATES, n, columns, P, n < N, N < BN, P, BP)
-                dh_c = load_rows(state_at + OTHER + way * STATES, n, columns, P, n < N, N < BN, P, BP)
-                scale_at = way * (BATCH * H * CHUNKS) + row * CHUNKS + c
-                passing = tl.load(scales + scale_at) * tl.sum(h_c.to(tl.float32) * dh_c.to(tl.float32))
-                tl.store(through + scale_at, passing)
-                x_out = x_c.to(tl.float32) * (dt_at * tl.load(leave + way * VECTORS + at))[:, None]
-                total = product(x_out.to(x_c.dtype), tl.trans(dh_c), total, PRECISION)
-        tl.store(dB + (line * 2 * BLOCKS + heads % BLOCKS) * partial + block, total, mask=in_block)
+            h_c = load_rows(state_at, n, columns, P, n < N, N < BN, P, BP)
+            dh_c = load_rows(state_at + OTHER, n, columns, P, n < N, N < BN, P, BP)
+            to_end = tl.load(leave + way * VECTORS + at) * tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
+            x_out = (x_c.to(tl.float32) * to_end[:, None]).to(x_c.dtype)
+            total = product(x_out, tl.trans(dh_c), total, PRECISION)
+            # a trace: by a matmul, for taking them out of shared memory one by one takes longer
+            both = product(tl.trans(h_c), dh_c, None, PRECISION)
+            both = tl.sum(tl.where(columns[:, None] == columns[None, :], both, 0.0))
+            scale_at = way * (BATCH * H * CHUNKS) + row * CHUNKS + c
+            tl.store(through + scale_at, tl.load(scales + scale_at) * both)
+        tl.store(
+            dB + (line * 2 * BLOCKS + heads % BLOCKS) * partial + block, total.to(dB.dtype.element_ty), mask=in_block
+        )
     else:  # pairs as (i, j): dC, and of dB what stays in the chunk
         C_c = load_rows(C + rows, inside, n, G * N, keep, KEEP, N, BN)
         dscores = tl.zeros((Q, Q), tl.float32)
@@ -190,9 +194,13 @@ def chunk_gradients(
         dscores = dscores.to(x.dtype.element_ty)
         B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
         dC_c = product(dscores, B_c, total, PRECISION)
-        tl.store(dC + (line * BLOCKS + heads % BLOCKS) * partial + block, dC_c, mask=in_block)
+        tl.store(dC + (line * BLOCKS + heads % BLOCKS) * partial + block, dC_c.to(dC.dtype.element_ty), mask=in_block)
         dB_c = product(tl.trans(dscores), C_c, None, PRECISION)
-        tl.store(dB + ((line * 2 + 1) * BLOCKS + heads % BLOCKS) * partial + block, dB_c, mask=in_block)
+        tl.store(
+            dB + ((line * 2 + 1) * BLOCKS + heads % BLOCKS) * partial + block,
+            dB_c.to(dB.dtype.element_ty),
+            mask=in_block,
+        )
 
 
 @triton.jit

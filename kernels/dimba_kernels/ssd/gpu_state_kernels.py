@@ -26,20 +26,6 @@ def load_rows(base, rows, columns, stride, keep, KEEP: tl.constexpr, WIDTH: tl.c
 
 
 @triton.jit
-def load_block(base, rows, across, stride, keep, KEEP: tl.constexpr, exists, PARTLY: tl.constexpr):
-    """The same with columns at `across`, of which those that `exists` are there (all, unless PARTLY)."""
-    at = base + (rows[:, None] * stride + across[None, :])
-    if KEEP and PARTLY:
-        return tl.load(at, mask=keep[:, None] & exists[None, :], other=0.0)
-    elif KEEP:
-        return tl.load(at, mask=keep[:, None], other=0.0)
-    elif PARTLY:
-        return tl.load(at, mask=exists[None, :], other=0.0)
-    else:
-        return tl.load(at)
-
-
-@triton.jit
 def product(left, right, sum, PRECISION: tl.constexpr):
     """left @ right + sum, in float32. PRECISION: of Triton; "ieee" also of bfloat16, which its interpreter cannot
     multiply: it takes the bits for integers."""
@@ -86,18 +72,15 @@ def chunk_states(
     HAS_START: tl.constexpr,
     WALKS: tl.constexpr,
     Q: tl.constexpr,
-    STEP: tl.constexpr,
     CHUNKS: tl.constexpr,
-    HEADS: tl.constexpr,
     BN: tl.constexpr,
     BP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Walk 0 is the scan itself, from x and B; walk 1, where WALKS is 2, carries the state's gradient the other way,
-    from dy and C. Blocks of the state (n, p) do not depend on each other; HEADS heads of a group, side by side in one
-    block, read B once. A chunk of Q positions is taken STEP at a time."""
+    from dy and C. Blocks of the state (n, p) do not depend on each other."""
     block = tl.program_id(0)
-    head = tl.program_id(1) * HEADS
+    head = tl.program_id(1)
     # the walks over one sequence run side by side: what one has read, another may find in the L2 cache
     batch = (tl.program_id(2) // (WAYS * WALKS)).to(tl.int64)
     way = tl.program_id(2) // WALKS % WAYS
@@ -107,9 +90,7 @@ def chunk_states(
     row = (walk % (BATCH * WAYS)) * H + head
     reverse = is_reverse(way, DIRECTION)
 
-    column = tl.arange(0, HEADS * BP)
-    lane = column // BP  # which of the heads
-    columns = block // tl.cdiv(N, BN) * BP + column % BP
+    columns = block // tl.cdiv(N, BN) * BP + tl.arange(0, BP)
     n = block % tl.cdiv(N, BN) * BN + tl.arange(0, BN)
     in_state = (n < N)[:, None] & (columns < P)[None, :]
     x_at = (x if WALKS == 1 else (dy if back else x)) + inputs * (L * H * P) + head * P
@@ -118,45 +99,35 @@ def chunk_states(
     if WALKS == 2:
         reverse = reverse != back
 
-    square = (row + lane)[None, :] * (P * N) + columns[None, :] * N + n[:, None]
+    square = row * (P * N) + columns[None, :] * N + n[:, None]
     if WALKS == 2:
         if back:
             state = tl.load(end + square, mask=in_state, other=0.0)
         elif HAS_START:
             state = tl.load(start + square, mask=in_state, other=0.0)
         else:
-            state = tl.zeros((BN, HEADS * BP), tl.float32)
+            state = tl.zeros((BN, BP), tl.float32)
     elif HAS_START:
         state = tl.load(start + square, mask=in_state, other=0.0)
     else:
-        state = tl.zeros((BN, HEADS * BP), tl.float32)
+        state = tl.zeros((BN, BP), tl.float32)
 
     KEEP: tl.constexpr = HAS_MASK or L % Q != 0
-    STEPS: tl.constexpr = Q // STEP
-    across = lane * P + columns
-    of_state = lane[None, :] * (N * P) + n[:, None] * P + columns[None, :]
-    inside = tl.arange(0, STEP)
-    for i in tl.range(CHUNKS * STEPS):
-        c = tl.where(reverse, CHUNKS - 1 - i // STEPS, i // STEPS).to(tl.int64)
-        first = i % STEPS == 0
-        saved = states + ((walk * CHUNKS + c) * H + head) * (N * P) + of_state
-        if STEPS == 1 and N % BN == 0 and P % BP == 0:
+    FULL: tl.constexpr = N % BN == 0 and P % BP == 0
+    inside = tl.arange(0, Q)
+    for i in tl.range(CHUNKS):
+        c = tl.where(reverse, CHUNKS - 1 - i, i).to(tl.int64)
+        saved = states + ((walk * CHUNKS + c) * H + head) * (N * P) + n[:, None] * P + columns[None, :]
+        if FULL:
             tl.store(saved, state.to(states.dtype.element_ty))
         else:
-            tl.store(saved, state.to(states.dtype.element_ty), mask=in_state & first)
-        begin = c * Q + i % STEPS * STEP
-        keep = kept(mask, batch, (begin + inside).to(tl.int32), L, HAS_MASK)
-        x_c = load_block(x_at + begin * (H * P), inside, across, H * P, keep, KEEP, columns < P, P % BP != 0)
-        B_c = load_rows(B_at + begin * (G * N), inside, n, G * N, keep, KEEP, N, (N + BN - 1) // BN * BN)
-        weight = tl.load(weights + begin + inside)[:, None]
+            tl.store(saved, state.to(states.dtype.element_ty), mask=in_state)
+        keep = kept(mask, batch, (c * Q + inside).to(tl.int32), L, HAS_MASK)
+        x_c = load_rows(x_at + c * (Q * H * P), inside, columns, H * P, keep, KEEP, P, (P + BP - 1) // BP * BP)
+        B_c = load_rows(B_at + c * (Q * G * N), inside, n, G * N, keep, KEEP, N, (N + BN - 1) // BN * BN)
+        weight = tl.load(weights + c * Q + inside)
         scale = tl.load(scales + row * CHUNKS + c)
-        for k in tl.static_range(1, HEADS):
-            of_head = (lane >= k)[None, :]
-            weight = tl.where(of_head, tl.load(weights + k * (CHUNKS * Q) + begin + inside)[:, None], weight)
-            scale = tl.where(of_head, tl.load(scales + (row + k) * CHUNKS + c), scale)
-        if STEPS > 1:
-            scale = tl.where(first, scale, 1.0)
-        scaled = (x_c.to(tl.float32) * weight).to(x_c.dtype)
+        scaled = (x_c.to(tl.float32) * weight[:, None]).to(x_c.dtype)
         state = product(tl.trans(B_c), scaled, state * scale, PRECISION)
-    at_last = last + (walk * H + head) * (P * N) + lane[None, :] * (P * N) + columns[None, :] * N + n[:, None]
+    at_last = last + walk * (H * P * N) + head * (P * N) + columns[None, :] * N + n[:, None]
     tl.store(at_last, state, mask=in_state)

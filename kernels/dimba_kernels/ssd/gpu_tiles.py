@@ -14,19 +14,26 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Walk:
+    """How the states are walked: the block of a state (n, p) that one program carries, warps and stages."""
+
+    n: int
+    p: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
 class Tiles:
     """Positions a chunk, heads a program, and launches."""
 
     chunk: int  # of the outputs; the states between its chunks are all that is stored of the states
-    gradient_chunk: int  # the same for the gradients
-    state_n: int  # block of the state's n that one walk carries
-    state_p: int  # the same for p
-    state_heads: int  # that one walk carries, a power of two that divides the heads of a group; 1 if p is cut
-    state_step: int  # positions that a walk takes at a time
+    states: Walk
     heads: int  # a divisor of the heads of a group: that one program of the outputs takes through its chunk
-    gradient_heads: int
-    states: Launch
     outputs: Launch
+    gradient_chunk: int
+    gradient_states: Walk  # the states again, and their gradients
+    gradient_heads: int
     gradient_warps: int
     x_stages: int  # of the loops of the three programs that share the gradients of a chunk
     b_stages: int
@@ -44,19 +51,18 @@ def tiles(
     chunk, gradient_chunk = 64 if large else 128, 64
     # programs enough for every multiprocessor, and no more: B and C are read again for each
     few = b * h * ways < 256
+    most_n, most_p = 64 if few or n > 128 else 128, 32 if few else 64
+    walk = Walk(min(_power(n), most_n), min(_power(p), most_p), warps=8 if wide else 4, stages=2)
     return Tiles(
         chunk=min(chunk, longest),
-        gradient_chunk=min(gradient_chunk, longest),
-        state_n=min(_power(n), 64 if few or n > 128 else 128),
-        state_p=min(_power(p), 32 if few else 64),
-        state_heads=1 if wide or few or h // g % 2 or n > 128 else 2,
-        state_step=64,
+        states=walk,
         heads=_divisor(h // g, 16),
-        gradient_heads=_divisor(h // g, 16),
-        states=Launch(warps=4 if few and not wide else 8, stages=2),
         outputs=Launch(warps=8, stages=1 if wide else 2 if large else 3),
+        gradient_chunk=min(gradient_chunk, longest),
+        gradient_states=walk,
+        gradient_heads=_divisor(h // g, 16),
         gradient_warps=8 if n > 128 else 4,
-        x_stages=1 if large or both else 2,
+        x_stages=1,
         b_stages=1 if large else 2,
         c_stages=1 if large else 2,
     )
