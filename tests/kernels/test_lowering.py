@@ -52,6 +52,15 @@ def test_gpu_kernels_compile_for_hopper(operation):
     assert all(result["shared"] <= 227 * 1024 for result in kernels.values())
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(_missing("triton", "jax_triton") is not None, reason=_missing("triton", "jax_triton") or "")
+@pytest.mark.parametrize("operation", ["ssd", "ssd_bidirectional", "ssd_pair"])
+def test_gpu_kernels_of_float32_compile_for_hopper(operation):
+    kernels = compiled("slow", operation)
+    assert kernels.pop("lowered")
+    assert all(result["shared"] <= 227 * 1024 for result in kernels.values())
+
+
 @pytest.mark.skipif(_missing("libtpu") is not None, reason=_missing("libtpu") or "")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_tpu_kernels_compile_for_three_generations(operation):
