@@ -158,11 +158,9 @@ def chunk_gradients(
             to_end = tl.load(leave + way * VECTORS + at) * tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
             x_out = (x_c.to(tl.float32) * to_end[:, None]).to(x_c.dtype)
             total = product(x_out, tl.trans(dh_c), total, PRECISION)
-            # a trace: by a matmul, for taking them out of shared memory one by one takes longer
-            both = product(tl.trans(h_c), dh_c, None, PRECISION)
-            both = tl.sum(tl.where(columns[:, None] == columns[None, :], both, 0.0))
             scale_at = way * (BATCH * H * CHUNKS) + row * CHUNKS + c
-            tl.store(through + scale_at, tl.load(scales + scale_at) * both)
+            passing = tl.load(scales + scale_at) * tl.sum(h_c.to(tl.float32) * dh_c.to(tl.float32))
+            tl.store(through + scale_at, passing)
         tl.store(
             dB + (line * 2 * BLOCKS + heads % BLOCKS) * partial + block, total.to(dB.dtype.element_ty), mask=in_block
         )

@@ -49,10 +49,9 @@ def tiles(
     longest = max(16, _power(l))
     large = wide or n > 128  # what one chunk takes of the registers
     chunk, gradient_chunk = 64 if large else 128, 64
-    # programs enough for every multiprocessor, and no more: B and C are read again for each
-    few = b * h * ways < 256
-    most_n, most_p = 64 if few or n > 128 else 128, 32 if few else 64
-    walk = Walk(min(_power(n), most_n), min(_power(p), most_p), warps=8 if wide else 4, stages=2)
+    # where there are few sequences, programs that load further ahead
+    few = b * h * ways < 256 and not wide
+    walk = Walk(min(_power(n), 64 if few or n > 128 else 128), min(_power(p), 64), 8 if wide else 4, 3 if few else 2)
     return Tiles(
         chunk=min(chunk, longest),
         states=walk,
@@ -62,7 +61,7 @@ def tiles(
         gradient_states=walk,
         gradient_heads=_divisor(h // g, 16),
         gradient_warps=8 if n > 128 else 4,
-        x_stages=1,
+        x_stages=1 if large or both else 2,
         b_stages=1 if large else 2,
         c_stages=1 if large else 2,
     )
