@@ -16,7 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.core import ShapedArray
+from jax.custom_derivatives import SymbolicZero
+from jax.interpreters.ad import Zero
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Axes = tuple[str, ...]
 Arrays = dict[str, jax.Array]
@@ -163,7 +166,8 @@ def _differentiable(
     """`local` on every device's share of the arrays.
 
     The derivative is outside of the `shard_map`: its own rule would also sum gradients over axes of the mesh that the
-    operation is not split over (jax issue 21855).
+    operation is not split over (jax issue 21855). What nobody differentiates, such as a final state in most training,
+    stays a zero by its type, for which implementations leave work out.
     """
     floats = {name for name, array in arrays.items() if jnp.issubdtype(array.dtype, jnp.inexact)}
     used = [axis for axis in mesh.axis_names if any(axis in _flat(spec) for spec in specs.values())]
@@ -181,25 +185,32 @@ def _differentiable(
     def operation(moving: Arrays, fixed: Arrays) -> Any:
         return shard_map(lambda moving, fixed: local(moving | fixed), in_specs, outputs)(moving, fixed)
 
-    def forward(moving: Arrays, fixed: Arrays) -> tuple[Any, Any]:
+    def forward(moving: Any, fixed: Any) -> tuple[Any, Any]:
         def share(moving: Arrays, fixed: Arrays) -> tuple[Any, Any]:
             result, pull = jax.vjp(lambda moving: local(moving | fixed), moving)
             return result, jax.tree.map(lambda kept: jnp.asarray(kept)[None], pull)
 
+        moving, fixed = ({name: primal.value for name, primal in part.items()} for part in (moving, fixed))
         return shard_map(share, in_specs, (outputs, per_device))(moving, fixed)
 
     def backward(pull: Any, cotangents: Any) -> tuple[Arrays, None]:
-        def share(pull: Any, cotangents: Any) -> Arrays:
-            # of a result that several devices have, the derivative of one of them
-            cotangents = tuple(
-                _on_one(value, set(used) - _flat(spec)) for value, spec in zip(cotangents, outputs, strict=True)
-            )
-            (gradients,) = jax.tree.map(lambda kept: kept[0], pull)(cotangents)
+        known = {i: value for i, value in enumerate(cotangents) if not isinstance(value, SymbolicZero)}
+
+        def share(pull: Any, known: dict[int, jax.Array]) -> Arrays:
+            def of_result(i: int, spec: PartitionSpec) -> Any:
+                if i in known:  # of a result that several devices have, the derivative of one of them
+                    return _on_one(known[i], set(used) - _flat(spec))
+                size = NamedSharding(mesh, spec).shard_shape(cotangents[i].shape)
+                return Zero(ShapedArray(size, cotangents[i].dtype))
+
+            pull = jax.tree.map(lambda kept: kept[0], pull)
+            (gradients,) = pull(tuple(of_result(i, spec) for i, spec in enumerate(outputs)))
             return {name: _sum(value, set(used) - _flat(specs[name])) for name, value in gradients.items()}
 
-        return shard_map(share, (per_device, outputs), in_specs[0])(pull, cotangents), None
+        in_use = {i: outputs[i] for i in known}
+        return shard_map(share, (per_device, in_use), in_specs[0])(pull, known), None
 
-    operation.defvjp(forward, backward)
+    operation.defvjp(forward, backward, symbolic_zeros=True)
     return operation(*parts(arrays))
 
 

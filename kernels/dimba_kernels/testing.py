@@ -82,7 +82,8 @@ _known: dict[Any, dict[str, np.ndarray]] = {}  # implementations are held agains
 def _in_float64(reference: Callable[..., Any], arrays: Mapping[str, jax.Array], seed: int) -> dict[str, np.ndarray]:
     key = _key(reference), _key(dict(arrays)), seed
     if key not in _known or key[0] is None:
-        with jax.enable_x64(True):
+        # on the host, whatever runs there: a GPU would take a step of a recurrence as launches of a few microseconds
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
             upcast = {name: jnp.asarray(np.asarray(value).astype(np.float64)) for name, value in arrays.items()}
             results = outputs_and_gradients(reference, upcast, seed)
         _known[key] = {name: np.asarray(value) for name, value in results.items()}

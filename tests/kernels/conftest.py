@@ -12,6 +12,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 
+import jax
 import pytest
 
 _PLATFORMS = os.environ.get("JAX_PLATFORMS", "").split(",")
@@ -19,8 +20,10 @@ HAS_GPU, HAS_TPU = bool({"cuda", "gpu"} & {*_PLATFORMS}), "tpu" in _PLATFORMS
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which no test before this one does
 
+_ON_GPU = pytest.mark.gpu if HAS_GPU else ()  # where there is one, XLA's programs and the reference run there too
+_PORTABLE = [pytest.param(name, marks=_ON_GPU) for name in ("reference", "xla")]
 _ACCELERATORS = [
-    pytest.param("gpu", marks=pytest.mark.gpu if HAS_GPU else ()),
+    pytest.param("gpu", marks=_ON_GPU),
     pytest.param("tpu", marks=pytest.mark.tpu if HAS_TPU else ()),
 ]
 
@@ -38,20 +41,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if interpreted and "under_vmap_remat_and_scan" in item.name:
             reason = "the TPU interpreter takes neither vmap nor remat; test_lowering compiles them"
             item.add_marker(pytest.mark.skip(reason=reason))
+        if HAS_GPU and "gpu_kernels_change_nothing" in item.name:
+            item.add_marker(pytest.mark.gpu)
     for item in items:  # those that are marked in their files are of sizes that no interpreter can do
         if item.get_closest_marker("gpu") and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="no GPU: name it in JAX_PLATFORMS=cuda,cpu"))
 
 
 # of the scope of a module, so that pytest runs all that one implementation does there in a row
-@pytest.fixture(scope="module", params=["xla", *_ACCELERATORS])
+@pytest.fixture(scope="module", params=[*_PORTABLE[1:], *_ACCELERATORS])
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of an implementation that is held against the reference."""
     with _runnable(request):
         yield request.param
 
 
-@pytest.fixture(scope="module", params=["reference", "xla", *_ACCELERATORS])
+@pytest.fixture(scope="module", params=[*_PORTABLE, *_ACCELERATORS])
 def any_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of an implementation, the reference among them, that does what the definition promises."""
     with _runnable(request):
@@ -60,7 +65,10 @@ def any_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _runnable(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Skips if a package is missing. The TPU interpreter is entered once a module, since it empties JAX's caches."""
+    """Skips if a package is missing. The TPU interpreter is entered once a module, since it empties JAX's caches.
+
+    XLA's float32 matmuls follow a setting, which on a GPU means TF32 by default. Kernels do not, and get none.
+    """
     name = request.param
     if name == "gpu" and importlib.util.find_spec("triton") is None:
         pytest.skip("no Triton: install the `gpu` extra")
@@ -71,5 +79,17 @@ def _runnable(request: pytest.FixtureRequest) -> Iterator[None]:
 
         with interpreted():
             yield
+    elif name != "gpu" and HAS_GPU:
+        with jax.default_matmul_precision("highest"):
+            yield
     else:
         yield
+
+
+if HAS_GPU or HAS_TPU:
+
+    @pytest.fixture(scope="module", autouse=True)
+    def quick_compilation() -> Iterator[None]:
+        """In place of the fixture of all tests: what runs on an accelerator is compiled as its users compile it."""
+        yield
+        jax.clear_caches()

@@ -14,15 +14,16 @@ from dimba_kernels.ssd.arg_specs import SHAPES, arguments
 TINY = arguments(SHAPES["tiny"])
 OTHERS = dict(h0=None, D=None, mask=None, segments=None, reverse=False, chunk=None)
 PACKAGE = "dimba_kernels.ssd"
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="no Triton: install the `gpu` extra"
-)
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="no Triton: install the `gpu` extra")
 on_a_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="what a machine without an accelerator does")
 
 
 @pytest.fixture(autouse=True)
 def compiling(monkeypatch):
     """As in a process that interprets nothing."""
+    if HAS_TRITON:  # first, or it keeps the name that is patched here, and the interpreter gets a GPU's precision
+        importlib.import_module(f"{PACKAGE}.gpu")
     monkeypatch.setattr(triton_call, "interpreting", lambda: False)
 
 

@@ -23,6 +23,9 @@ if jax.device_count() < 8:
 MESH = jax.make_mesh((2, 2, 2), ("data", "model", "rest"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 FOUR = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 SSD = duality.Shape(b=2, l=9, h=8, p=3, n=5)
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="no Triton: install the `gpu` extra"
+)
 
 
 def split(run, mesh=MESH, heads="model"):
@@ -67,7 +70,7 @@ def test_what_does_not_divide_stays_whole(b, h, g):
     assert_unchanged(partial(ssd, chunk=4), arrays, FOUR)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton: install the `gpu` extra")
+@needs_triton
 def test_triton_kernels_are_split():
     assert_unchanged(causal_conv1d, conv.arguments(conv.Shape(b=2, l=9, d=8)), implementation="gpu")
     assert_unchanged(ssd, duality.arguments(replace(SSD, h=4, g=2)), implementation="gpu")
@@ -90,6 +93,29 @@ def test_gradients_are_summed_once_over_the_axes_they_are_shared_over():
     # A and D, of the heads of a device, over its rows; nothing over the axis that nothing is split over
     assert text.count("psum") == 2
     assert "rest" not in text[text.index("psum") :].split("]")[0]
+
+
+def one_result(place, operation, **arguments):
+    return operation(**arguments)[place]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_result_that_nobody_uses(place):
+    assert_unchanged(partial(one_result, place, ssd), duality.arguments(replace(SSD, g=2)))
+
+
+@needs_triton
+def test_the_gradient_of_a_tail_that_nobody_uses_is_not_added():
+    arrays = conv.arguments(conv.Shape(b=2, l=9, d=8))
+
+    def program(place):
+        def loss(arrays):
+            return jnp.sum(split(partial(causal_conv1d, implementation="gpu"))(**arrays)[place])
+
+        return str(jax.make_jaxpr(jax.grad(loss))(arrays))
+
+    assert "scatter" not in program(0)
+    assert "scatter" in program(1)
 
 
 def test_under_vmap_remat_and_scan():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dimba_kernels.testing import relative_error
 
 from dimba_jax.config import MeshConfig, ProcessConfig
 from dimba_jax.diffusion import make_process, make_timestep_sampler, predict
@@ -12,7 +13,7 @@ from dimba_jax.diffusion.passes import draw
 from dimba_jax.parallel import make_mesh, replicated, shard_batch, split_kernels
 from dimba_jax.training.figures import BUCKETS, RowFigures, Totals, summary
 from dimba_jax.training.optimizer import make_optimizer
-from dimba_jax.training.step import batch_loss, make_train_step, make_valid_step
+from dimba_jax.training.step import batch_loss, make_train_step, make_valid_step, whole_batch_gradient
 
 GAUSSIAN = make_process(ProcessConfig(), 11)
 
@@ -194,3 +195,28 @@ def test_a_batch_split_over_devices_changes_nothing(configs, batches, parts, bas
     close(one.params, jax.device_get(state.params), atol=1e-5)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     assert step._cache_size() == 1  # the state comes back as it went in
+
+
+def test_split_kernels_leave_the_gradient_of_every_parameter(configs, batches, parts, base_key):
+    """Of gradients, since Adam takes a factor out of them; with kernels, of which the other tests' model has none."""
+    small = {"d_model": 8, "state_dim": 4, "direction": "causal", "mlp_ratio": 0.0, "self_conditioning": False}
+    tiny = parts(configs(model={"pattern": ("mamba", "mamba2"), "layers": 2, "groups": 2} | small))
+    draws = draw(base_key, tiny.state.timesteps, tiny.state.process, 8, tiny.config)
+
+    @jax.jit
+    def gradient(params, batch):
+        return whole_batch_gradient(params, tiny.graphdef, tiny.state.process, batch, draws, tiny.config)[2]
+
+    expected = gradient(tiny.state.params, batches())
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
+    params, batch = jax.device_put(tiny.state.params, replicated(mesh)), shard_batch(mesh, batches())
+    with split_kernels(mesh):
+        assert "shard_map" in str(gradient.trace(params, batch).jaxpr)
+        found = gradient(params, batch)
+    errors = {
+        jax.tree_util.keystr(path): relative_error(leaf, wanted)
+        for (path, leaf), wanted in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True)
+    }
+    assert not {name: error for name, error in errors.items() if not error < 1e-5}
+    parameters = [leaf for path, leaf in jax.tree.leaves_with_path(expected) if path[-1].key in ("A_log", "D", "conv")]
+    assert len(parameters) == 2 * 3 and all(np.any(leaf) for leaf in parameters)  # of both mixers
