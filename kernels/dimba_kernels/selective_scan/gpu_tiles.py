@@ -65,22 +65,23 @@ def tiles(device_kind: str, b: int, l: int, d: int, n: int) -> Tiles:
     """Tile sizes for a device, such as "NVIDIA H200", and a shape.
 
     Chosen by what the kernels compile to (`python -m dimba_kernels.gpu_cost`): no registers spilled up to 32 states,
-    few instructions an element. The forward kernels' programs are single warps, which wait for no other. With fewer
-    states a thread there are more of them, of a little more work; a segment costs its share of one more kernel. So
-    states are halved first where warps are few, and the sequence is cut where that is not enough.
+    few instructions an element, and by measurement on an H200. The forward kernels' programs are single warps, which
+    wait for no other. Where they are few, a long sequence is cut into segments, which costs a third more work and
+    still takes less time; in a short one a thread takes fewer states, so that there are more of them.
     """
     del device_kind
     wide = _layout(rows=8, states=4, d=d, n=n)
     forward = _walk(rows=8, states=4, n=n)
-    if n <= 32 and _programs(forward, b, d, n) < 1.5 * _SCHEDULERS:
+    few = _programs(forward, b, d, n) < 1.5 * _SCHEDULERS
+    if n <= 32 and few and l < 8192:
         forward = _walk(rows=16, states=2, n=n)
     return Tiles(
         forward,
         segments=_walk(rows=8, states=4, n=n),
         backward=wide,
         save=16,
-        forward_segment=_segment(forward, b, l, d, n, _SCHEDULERS),
-        backward_segment=_segment(wide, b, l, d, n, 10 * _MULTIPROCESSORS),
+        forward_segment=_segment(forward, b, l, d, n, (12 if few and l >= 8192 else 1) * _SCHEDULERS),
+        backward_segment=_segment(wide, b, l, d, n, 5 * _MULTIPROCESSORS),
     )
 
 
