@@ -2,8 +2,7 @@
 
 An operation has a folder with one module for each implementation. `gpu.py` and `tpu.py` need packages that a CPU does
 without: they are imported when their platform is the target, or when they are asked for by name. Each has, beside the
-operations, `unsupported(**arguments) -> str | None`: why it cannot run with these arguments; and it may have
-`slower_than_xla(**arguments) -> bool`: it can, but is not what implementation=None should take.
+operations, `unsupported(**arguments) -> str | None`: why it cannot run with these arguments.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def _best(package: str, arguments: Mapping[str, Any]) -> str:
     if missing is not None:
         _warn_once(f"{package} runs without its {name} kernels: {missing}")
         return "xla"
-    return "xla" if _unsupported(package, name, arguments) or _slower(package, name, arguments) else name
+    return "xla" if _unsupported(package, name, arguments) else name
 
 
 def _obstacle(package: str, name: str, arguments: Mapping[str, Any]) -> str | None:
@@ -162,12 +161,6 @@ def _other_hardware(name: str) -> str | None:
 
 def _unsupported(package: str, name: str, arguments: Mapping[str, Any]) -> str | None:
     return importlib.import_module(f"{package}.{name}").unsupported(**arguments)
-
-
-def _slower(package: str, name: str, arguments: Mapping[str, Any]) -> bool:
-    """Do its kernels run these arguments slower than XLA would, by the module's own account?"""
-    slower = getattr(importlib.import_module(f"{package}.{name}"), "slower_than_xla", None)
-    return slower is not None and slower(**arguments)
 
 
 @functools.cache

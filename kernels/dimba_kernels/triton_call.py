@@ -75,6 +75,7 @@ def triton_call(
     constants: dict[str, Any],
     warps: int = 4,
     stages: int = 2,
+    unfinished: Sequence[jax.Array] = (),
 ) -> tuple[jax.Array, ...]:
     """Launch a kernel whose parameters are pointers to `inputs`, pointers to `outputs`, then constants.
 
@@ -82,25 +83,36 @@ def triton_call(
     them. Arrays are contiguous, last axis fastest. Under `vmap` the launches follow one another.
 
     Args:
+        unfinished: the outputs of an earlier launch, whose memory this one goes on to fill. The kernel has parameters
+            for them between inputs and outputs, and does not use them.
         grid: programs along up to three axes.
         constants: by parameter name; `tl.constexpr` in the kernel.
         warps: of 32 threads, a program.
         stages: of software pipelining in the kernel's loops.
     """
     outputs = tuple(jax.ShapeDtypeStruct(output.shape, output.dtype) for output in outputs)
+    inputs = [*inputs, *unfinished]
     calls = getattr(_recorders, "calls", None)
     if calls is not None:
         avals = tuple(jax.ShapeDtypeStruct(value.shape, value.dtype) for value in inputs)
         calls.append(Call(kernel, avals, outputs, grid, dict(constants), warps, stages))
         return tuple(jax.numpy.zeros(output.shape, output.dtype) for output in outputs)
     launch = _interpreted if interpreting() else _launched
+    aliases = {len(inputs) - len(unfinished) + i: i for i in range(len(unfinished))}
     run = functools.partial(
-        launch, kernel=kernel, outputs=outputs, grid=grid, constants=constants, warps=warps, stages=stages
+        launch,
+        kernel=kernel,
+        outputs=outputs,
+        grid=grid,
+        constants=constants,
+        warps=warps,
+        stages=stages,
+        aliases=aliases,
     )
     return jax.custom_batching.sequential_vmap(lambda *arrays: run(arrays))(*inputs)
 
 
-def _launched(arrays, *, kernel, outputs, grid, constants, warps, stages) -> tuple[jax.Array, ...]:
+def _launched(arrays, *, kernel, outputs, grid, constants, warps, stages, aliases) -> tuple[jax.Array, ...]:
     import jax_triton
 
     call = jax_triton.triton_call
@@ -113,6 +125,7 @@ def _launched(arrays, *, kernel, outputs, grid, constants, warps, stages) -> tup
             num_warps=warps,
             num_stages=stages,
             name=kernel.__name__,
+            input_output_aliases=aliases,
             compute_capability=None if jax.default_backend() in ("gpu", "cuda") else HOPPER,
             **{shape_argument: outputs},
             **constants,
@@ -123,12 +136,14 @@ def _launched(arrays, *, kernel, outputs, grid, constants, warps, stages) -> tup
 _interpreter = threading.Lock()  # Triton's interpreter has one state for the whole process
 
 
-def _interpreted(arrays, *, kernel, outputs, grid, constants, warps, stages) -> tuple[jax.Array, ...]:
+def _interpreted(arrays, *, kernel, outputs, grid, constants, warps, stages, aliases) -> tuple[jax.Array, ...]:
     del warps, stages
 
     def run(*values: jax.Array) -> tuple[np.ndarray, ...]:
         ins = [np.ascontiguousarray(value) for value in values]
         outs = [_poison(output) for output in outputs]
+        for source, target in aliases.items():
+            outs[target] = ins[source] = ins[source].copy()
         with _interpreter:
             kernel[grid](*(_HostArray(value) for value in (*ins, *outs)), **constants)
         return tuple(outs)

@@ -40,7 +40,7 @@ def test_none_is_xla_on_a_cpu():
 @needs_triton
 def test_none_is_the_kernel_of_the_target():
     with target("gpu"):
-        assert chosen(x=TINY["x"].astype(jnp.bfloat16)) == f"{PACKAGE}.gpu"
+        assert chosen() == f"{PACKAGE}.gpu"
     with target("tpu"):
         assert chosen() == f"{PACKAGE}.tpu"
     with target("cpu"):
@@ -51,13 +51,6 @@ def test_none_is_the_kernel_of_the_target():
 def test_none_supports_the_arguments():
     with target("gpu"), jax.enable_x64(True):
         assert chosen(x=jnp.asarray(np.ones((2, 13, 4, 3)))) == f"{PACKAGE}.xla"
-
-
-@needs_triton
-def test_none_is_not_slower_than_xla():
-    with target("gpu"):
-        assert chosen() == f"{PACKAGE}.xla"
-        assert chosen("gpu") == f"{PACKAGE}.gpu"
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu"])

@@ -257,6 +257,32 @@ def test_large_shapes(shape, dtype, reverse):
     assert_agrees(ssd_pair, "gpu", pair_arguments(shape, DTYPES[dtype]), dtype)
 
 
+@pytest.mark.parametrize("form", [ssd, ssd_bidirectional, ssd_pair])
+def test_gradients_of_heads_in_parts_are_those_of_all(form, implementation, monkeypatch):
+    """What large states do to the GPU's backward pass, on small ones."""
+    if implementation != "gpu":
+        pytest.skip("a matter of the GPU kernels")
+    from dimba_kernels.ssd import gpu_tiles
+
+    arrays = (pair_arguments if form is ssd_pair else arguments)(replace(SMALL, l=37, h=4, g=2))
+    if form is ssd_bidirectional:
+        del arrays["h0"]
+    whole, asked = gpu_tiles.tiles, []
+
+    def in_parts(parts):
+        def tiles(*args, **kwargs):
+            asked.append(parts)
+            return replace(whole(*args, **kwargs), gradient_parts=parts, gradient_heads=1)
+
+        monkeypatch.setattr(gpu_tiles, "tiles", tiles)
+        return outputs_and_gradients(lambda **arrays: form(**arrays, implementation="gpu"), arrays)
+
+    one, four = in_parts(1), in_parts(4)
+    assert {*asked} == {1, 4}
+    for name, value in one.items():
+        np.testing.assert_array_equal(np.asarray(value), np.asarray(four[name]), err_msg=name)
+
+
 def test_errors_name_the_value():
     arrays = arguments(SHAPES["tiny"])
     with pytest.raises(ValueError, match="'cuda' is unknown; pass one of 'reference', 'xla', 'gpu', 'tpu'"):

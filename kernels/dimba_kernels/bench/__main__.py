@@ -16,6 +16,8 @@ takes nothing but exponentials. The memory is what the compiler has planned, inp
 Peers: `torch` runs mamba_ssm's and causal_conv1d's kernels, where they can be imported, in a process of their own
 (--peer-python, --peer-path); `xla` and `reference` are implementations of this package.
 
+--kernels prints beside each time how long every kernel of a run took, by the profiler, in the order of their launch.
+
 --tune halves and doubles the numbers of the operation's `gpu_tiles.py`, one at a time, and prints what is best for
 that shape. Copy it there.
 """
@@ -48,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--peer-chunks", nargs="*", type=int, help="of mamba_ssm's ssd, the best counts; 64 128 256")
     made.add_argument("--output", type=Path, help="a file that gets a line of JSON for each measurement")
     made.add_argument("--tune", nargs="*", metavar="FIELD", help="search for tiles; of these fields, or of all")
+    made.add_argument("--kernels", action="store_true", help="print the time of each kernel (NVIDIA GPUs)")
     made.add_argument("--samples", type=int, default=9, help="of a time; 5 or more")
     made.add_argument("--unchecked", action="store_true", help="time without checking")
     made.add_argument("--list", action="store_true", help="list operations and shapes")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ def kernel_times(run: Callable[[], Any]) -> list[tuple[str, float]]:
         with jax.profiler.trace(folder):
             for _ in range(RUNS):
                 jax.block_until_ready(run())
-        files = list(Path(folder).rglob("*.xplane.pb"))
-        events = [event for file in files for event in _events(jax.profiler.ProfileData.from_file(str(file)))]
-    events.sort(key=lambda event: event[0])
+        files = Path(folder).rglob("*.xplane.pb")
+        return in_order([jax.profiler.ProfileData.from_file(str(file)) for file in files])
+
+
+def in_order(profiles: Iterable[Any]) -> list[tuple[str, float]]:
+    """The same, from what the profiler has written of `RUNS` runs."""
+    events = sorted(event for profile in profiles for event in _events(profile))
     if not events or len(events) % RUNS:
-        raise RuntimeError(f"the profiler saw {len(events)} kernels in {RUNS} runs; are its GPU libraries installed?")
+        raise RuntimeError(f"the profiler saw {len(events)} kernels in {RUNS} runs; it needs an NVIDIA GPU and CUPTI")
     each = len(events) // RUNS
-    rounds = [events[i * each : (i + 1) * each] for i in range(RUNS)]
-    return [
-        (rounds[0][k][1], statistics.median(events[k][2] for events in rounds) * 1e-6)
-        for k in range(each)
-    ]  # fmt: skip
+    return [(events[k][1], statistics.median(ns for _, _, ns in events[k::each]) * 1e-6) for k in range(each)]
 
 
 def _events(profile: Any) -> list[tuple[float, str, float]]:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from dimba_kernels.bench import cases, checks, report, timing, tune
 from dimba_kernels.bench.cases import DIRECTIONS, KINDS, Arrays, Kind
+from dimba_kernels.bench.kernel_times import kernel_times
 from dimba_kernels.dispatch import choose
 
 Case = tuple[str, str, str]  # operation, name of the shape, dtype
@@ -166,9 +167,19 @@ class Session:
             line |= {"implementation": name, **dataclasses.asdict(time_), "peak_bytes": peak, "errors": errors}
             line |= {"least_bytes": cases.least_bytes(arrays, dy, backward), **dataclasses.asdict(work)}
             print(f"  {direction} {time_.ms:.4f} ms ({time_.least:.4f}-{time_.most:.4f})", flush=True)
+            if self._options.kernels:
+                line["kernels"] = self._kernels(run, arrays, dy)
             self._write(line)
             lines.append(line)
         return lines
+
+    def _kernels(self, run: Any, arrays: Arrays, dy: jax.Array) -> list[tuple[str, float]]:
+        """The time of each kernel, also printed."""
+        compiled = jax.jit(run).lower(arrays, dy).compile()
+        times = kernel_times(lambda: compiled(arrays, dy))
+        for name, ms in times:
+            print(f"    {ms:9.4f} ms  {name}", flush=True)
+        return times
 
     def _wrong(self, what: str) -> None:
         print(f"  WRONG {what}", flush=True)

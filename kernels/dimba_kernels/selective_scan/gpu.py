@@ -11,12 +11,11 @@ of the states, and within a segment the states between saved ones are computed a
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dimba_kernels.dispatch import resets
+from dimba_kernels.selective_scan.gpu_arguments import Arrays, Statics, constants_of, flags_of, packed, unpacked
 from dimba_kernels.selective_scan.gpu_backward import selective_scan_backward
 from dimba_kernels.selective_scan.gpu_forward import (
     selective_scan_borders,
@@ -24,30 +23,10 @@ from dimba_kernels.selective_scan.gpu_forward import (
     selective_scan_segments,
 )
 from dimba_kernels.selective_scan.gpu_tiles import Layout, Tiles, tiles
-from dimba_kernels.triton_call import interpreting, triton_call
+from dimba_kernels.triton_call import triton_call
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _MOST_STATES = 128
-
-
-class _Arrays(NamedTuple):
-    """The arguments; flags (b, l) int32 has bit 0 where the mask is True, bit 1 where the state starts from zero."""
-
-    u: jax.Array
-    dt: jax.Array
-    A: jax.Array
-    B: jax.Array
-    C: jax.Array
-    D: jax.Array | None
-    z: jax.Array | None
-    h0: jax.Array | None
-    dt_bias: jax.Array | None
-    flags: jax.Array | None
-
-
-class _Statics(NamedTuple):
-    dt_softplus: bool
-    reverse: bool
 
 
 def unsupported(
@@ -103,34 +82,25 @@ def selective_scan(
 ) -> tuple[jax.Array, jax.Array]:
     """See `dimba_kernels.selective_scan`; `chunk` has no effect here."""
     del chunk
-    flags = _flags(mask, segments, reverse)
-    arrays = _Arrays(u, dt, A, B, C, D, z, h0, dt_bias, flags)
-    return _scan(_Statics(dt_softplus, reverse), arrays)
-
-
-def _flags(mask: jax.Array | None, segments: jax.Array | None, reverse: bool) -> jax.Array | None:
-    if mask is None and segments is None:
-        return None
-    flags = jnp.int32(1) if mask is None else mask.astype(jnp.int32)
-    if segments is not None:
-        flags = flags + 2 * resets(segments, reverse).astype(jnp.int32)
-    return flags
+    flags = flags_of(mask, segments, reverse)
+    arrays = Arrays(u, dt, A, B, C, D, z, h0, dt_bias, flags)
+    return _scan(Statics(dt_softplus, reverse), arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(statics: _Statics, arrays: _Arrays) -> tuple[jax.Array, jax.Array]:
+def _scan(statics: Statics, arrays: Arrays) -> tuple[jax.Array, jax.Array]:
     y, last, _ = _forward(statics, arrays, save=False)
     return y, last
 
 
-def _scan_fwd(statics: _Statics, arrays: _Arrays) -> tuple[tuple[jax.Array, jax.Array], tuple[_Arrays, jax.Array]]:
+def _scan_fwd(statics: Statics, arrays: Arrays) -> tuple[tuple[jax.Array, jax.Array], tuple[Arrays, jax.Array]]:
     y, last, saved = _forward(statics, arrays, save=True)
     return (y, last), (arrays, saved)
 
 
 def _scan_bwd(
-    statics: _Statics, kept: tuple[_Arrays, jax.Array], cotangents: tuple[jax.Array, jax.Array]
-) -> tuple[_Arrays]:
+    statics: Statics, kept: tuple[Arrays, jax.Array], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[Arrays]:
     (arrays, saved), (dy, dlast) = kept, cotangents
     return (_backward(statics, arrays, saved, dy, dlast),)
 
@@ -138,47 +108,10 @@ def _scan_bwd(
 _scan.defvjp(_scan_fwd, _scan_bwd)
 
 
-def _tiles(arrays: _Arrays) -> Tiles:
+def _tiles(arrays: Arrays) -> Tiles:
     gpu = jax.default_backend() in ("gpu", "cuda")
     b, l, d = arrays.u.shape
     return tiles(jax.devices()[0].device_kind if gpu else "NVIDIA H200", b, l, d, arrays.A.shape[1])
-
-
-def _constants(arrays: _Arrays, statics: _Statics, layout: Layout, segment: int) -> dict[str, int]:
-    """What all kernels but one take."""
-    _, l, d = arrays.u.shape
-    n = arrays.A.shape[1]
-    return layout.of(n) | dict(
-        EXACT=jnp.float32 in (arrays.u.dtype, arrays.dt.dtype),
-        L=l,
-        D=d,
-        N=n,
-        SEGMENT=segment,
-        HAS_Z=arrays.z is not None,
-        HAS_BIAS=arrays.dt_bias is not None,
-        FLAGS=arrays.flags is not None,
-        SOFTPLUS=statics.dt_softplus,
-        REVERSE=statics.reverse,
-    )
-
-
-def _walking(arrays: _Arrays, layout: Layout, segment: int) -> dict[str, int]:
-    """What the kernels that load a tile ahead take besides."""
-    _, l, d = arrays.u.shape
-    n = arrays.A.shape[1]
-    even = l % segment == 0 and d % layout.block(n) == 0
-    return dict(V=layout.side_by_side(n), EVEN=even, FAST=not interpreting())
-
-
-def _packed(arrays: _Arrays, statics: _Statics, layout: Layout, segment: int) -> jax.Array:
-    """B and C as the forward kernels want them (see gpu_forward.py): (b, steps of whole segments, 2, states)."""
-    l, n = arrays.B.shape[1:]
-    both = jnp.stack([arrays.B, arrays.C], 2).astype(jnp.float32)
-    if arrays.flags is not None:
-        both = jnp.where((arrays.flags % 2 != 0)[:, :, None, None], both, 0)
-    if statics.reverse:
-        both = both[:, ::-1]
-    return jnp.pad(both, [(0, 0), (0, -l % segment), (0, 0), (0, layout.padded(n) - n)])
 
 
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:
@@ -190,7 +123,7 @@ def _or(array: jax.Array | None, other: jax.Array) -> jax.Array:
     return other if array is None else array
 
 
-def _forward(statics: _Statics, arrays: _Arrays, save: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _forward(statics: Statics, arrays: Arrays, save: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
     """y, the last state, and the states (b, blocks, d, n) before every `Tiles.save` positions."""
     u, dt, A, _, _, D, z, h0, bias, flags = arrays
     (b, l, d), n = u.shape, A.shape[1]
@@ -200,9 +133,9 @@ def _forward(statics: _Statics, arrays: _Arrays, save: bool) -> tuple[jax.Array,
     if segment < l:
         start = _enter(statics, arrays, plan.segments, segment, u, start, adjoint=False)
     borders = jax.ShapeDtypeStruct((b, -(-l // plan.save), d, n), _saved_dtype(u)) if save else _float32(1)
-    constants = _constants(arrays, statics, layout, segment) | _walking(arrays, layout, segment)
+    constants = constants_of(arrays, statics, layout, segment)
     constants |= dict(SAVE=plan.save if save else 0, HAS_D=D is not None, HAS_START=start is not None)
-    BC = _packed(arrays, statics, layout, segment)
+    BC = packed(arrays, statics, layout, segment)
     y, last, saved = triton_call(
         selective_scan_forward,
         [u, dt, A, BC, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), _or(start, A)],
@@ -222,8 +155,8 @@ def _saved_dtype(u: jax.Array) -> jnp.dtype:
 
 
 def _enter(
-    statics: _Statics,
-    arrays: _Arrays,
+    statics: Statics,
+    arrays: Arrays,
     layout: Layout,
     segment: int,
     v: jax.Array,
@@ -239,8 +172,8 @@ def _enter(
     u, dt, A, _, _, _, z, _, bias, flags = arrays
     (b, l, d), n = u.shape, A.shape[1]
     count = -(-l // segment)
-    constants = _constants(arrays, statics, layout, segment) | _walking(arrays, layout, segment)
-    BC = _packed(arrays, statics, layout, segment)
+    constants = constants_of(arrays, statics, layout, segment)
+    BC = packed(arrays, statics, layout, segment)
     added, span = triton_call(
         selective_scan_segments,
         [v, dt, A, BC, _or(z, u), _or(bias, A), _or(flags, u)],
@@ -267,7 +200,7 @@ def _enter(
     return entering
 
 
-def _backward(statics: _Statics, arrays: _Arrays, saved: jax.Array, dy: jax.Array, dlast: jax.Array) -> _Arrays:
+def _backward(statics: Statics, arrays: Arrays, saved: jax.Array, dy: jax.Array, dlast: jax.Array) -> Arrays:
     u, dt, A, B, C, D, z, h0, bias, flags = arrays
     (b, l, d), n = u.shape, A.shape[1]
     plan = _tiles(arrays)
@@ -280,30 +213,30 @@ def _backward(statics: _Statics, arrays: _Arrays, saved: jax.Array, dy: jax.Arra
     none = _float32(1)
     if z is None:
         like[2] = none
-    du, ddt, dz, dB, dC, dA, dD, dbias, dstart = triton_call(
+    BC = packed(arrays, statics, layout, segment)
+    du, ddt, dz, dBC, dA, dD, dbias, dstart = triton_call(
         selective_scan_backward,
-        [u, dt, A, B, C, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), saved, dy, enter],
+        [u, dt, A, BC, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), saved, dy, enter],
         [
             *like,
-            jax.ShapeDtypeStruct((blocks, b, l, n), _saved_dtype(u)),
-            jax.ShapeDtypeStruct((blocks, b, l, n), _saved_dtype(u)),
+            jax.ShapeDtypeStruct((blocks, *BC.shape), _saved_dtype(u)),
             _float32(b * count, d, n),
             none if D is None else _float32(b * count, d),
             none if bias is None else _float32(b * count, d),
             _float32(b, d, n),
         ],
         grid=(blocks, b, count),
-        constants=_constants(arrays, statics, layout, segment)
-        | dict(SAVE=plan.save, HAS_D=D is not None, STAGES=layout.stages),
+        constants=constants_of(arrays, statics, layout, segment) | dict(SAVE=plan.save, HAS_D=D is not None),
         warps=layout.warps,
-        stages=layout.stages,
+        stages=1,
     )
-    return _Arrays(
+    dB, dC = unpacked(dBC.sum(0, dtype=jnp.float32), statics, l, n)
+    return Arrays(
         u=du,
         dt=ddt,
         A=dA.sum(0).astype(A.dtype),
-        B=dB.sum(0, dtype=jnp.float32).astype(B.dtype),
-        C=dC.sum(0, dtype=jnp.float32).astype(C.dtype),
+        B=dB.astype(B.dtype),
+        C=dC.astype(C.dtype),
         D=None if D is None else dD.sum(0).astype(D.dtype),
         z=None if z is None else dz,
         h0=None if h0 is None else dstart.astype(h0.dtype),

@@ -18,6 +18,7 @@ from dimba_kernels.selective_scan.gpu_rows import (
     gathered,
     narrow_offsets,
     narrow_tile,
+    off_tile,
     over_states_spread,
     run_rows,
     run_rows_back,
@@ -25,6 +26,7 @@ from dimba_kernels.selective_scan.gpu_rows import (
     sigmoid,
     spread,
     spread_channels,
+    state_offsets_on_tile,
     step_size,
     tile,
 )
@@ -56,26 +58,43 @@ def state_offsets(D: tl.constexpr, N: tl.constexpr, DB: tl.constexpr, NB: tl.con
 
 
 @triton.jit
+def channel_offsets(W: tl.constexpr, C: tl.constexpr):
+    """This program's channels: [W, channels a warp]."""
+    return tl.program_id(0) * (W * C) + tl.arange(0, W)[:, None] * C + tl.arange(0, C)[None]
+
+
+@triton.jit
 def load_wide(
     p, row, first, d, L: tl.constexpr, D: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr, EVEN: tl.constexpr
 ):
-    """[T, channels] of a (b, l, d) array, in its dtype. EVEN: all of them exist."""
+    """[T, W, channels a warp] of a (b, l, d) array, in its dtype. EVEN: all of them exist."""
     at, inside = positions(first, L, T, REVERSE)
-    at = p + row * D + (at[:, None] * D + d[None])
+    at = p + row * D + (at[:, None, None] * D + d[None])
     if EVEN:
         return tl.load(at)
     else:
-        return tl.load(at, mask=inside[:, None] & (d < D)[None], other=0)
+        return tl.load(at, mask=inside[:, None, None] & (d < D)[None], other=0)
+
+
+@triton.jit
+def store_wide(p, row, at, inside, d, x, D: tl.constexpr, EVEN: tl.constexpr):
+    """x [V, W, T, channels a warp / V] to a (b, l, d) array, at `positions`."""
+    x = gathered(x).to(p.dtype.element_ty)
+    to = p + row * D + (at[:, None, None] * D + d[None])
+    if EVEN:
+        tl.store(to, x)
+    else:
+        tl.store(to, x, mask=inside[:, None, None] & (d < D)[None])
 
 
 @triton.jit
 def load_channels(p, d, D: tl.constexpr, T: tl.constexpr, V: tl.constexpr, PRESENT: tl.constexpr):
-    """Of a (d,) array, for every row: [V, T, channels / V]; zeros if not PRESENT."""
+    """Of a (d,) array, for every row: [V, W, T, channels a warp / V]; zeros if not PRESENT."""
     if PRESENT:
         x = tl.load(p + d, mask=d < D, other=0).to(tl.float32)
     else:
         x = tl.zeros(d.shape, tl.float32)
-    return spread(tl.broadcast_to(x[None], (T, d.shape[0])), V)
+    return spread(tl.broadcast_to(x[None], (T, d.shape[0], d.shape[1])), V)
 
 
 @triton.jit
@@ -97,7 +116,7 @@ def selective_scan_forward(
     SEGMENTS: tl.constexpr = (L + SEGMENT - 1) // SEGMENT
     b, s = tl.program_id(1), tl.program_id(2)
     row = b.to(tl.int64) * L
-    d = tl.program_id(0) * DB + tl.arange(0, DB)
+    d = channel_offsets(W, DT * DL)
     of_state, exists = state_offsets(D, N, DB, NL * NT)
     A = tile(tl.load(A_p + of_state, mask=exists, other=0).to(tl.float32) * LOG2E, NT, DT, W, NL, DL)
     if HAS_START:
@@ -127,18 +146,19 @@ def selective_scan_forward(
             next_z = load_wide(z_p, row, ahead, d, L, D, T, REVERSE, EVEN)
         at, inside = positions(first, L, T, REVERSE)
         valid, forget = flagged(flags_p, row, at, inside, FLAGS)
-        counts = valid[None, :, None]
+        counts = valid[None, None, :, None]
         if FLAGS:
             u = tl.where(counts, u, 0.0)
-        dt, _ = step_size(raw, bias, True if EVEN and not FLAGS else counts, SOFTPLUS, EXACT)
+        dt, _ = step_size(raw, bias, True if EVEN and not FLAGS else counts, SOFTPLUS, EXACT, FAST)
         if SAVE > 0:
             if (i % (SAVE // T) == 0) & (first < L):
                 block = (b * ((L + SAVE - 1) // SAVE) + first // SAVE).to(tl.int64)
-                tl.store(
-                    saved_p + block * (D * N) + of_state,
-                    flat(h, NT, DT, W, NL, DL).to(saved_p.dtype.element_ty),
-                    mask=exists,
-                )
+                to, stored = state_offsets_on_tile(D, N, NT, DT, W, NL, DL)
+                to = saved_p + block * (D * N) + to
+                if EVEN and N == NL * NT:
+                    tl.store(to, off_tile(h).to(saved_p.dtype.element_ty))
+                else:
+                    tl.store(to, off_tile(h).to(saved_p.dtype.element_ty), mask=stored)
         exponent = spread_channels(dt, T, DT, W, DL) * A
         if FLAGS:
             exponent += forget[None, :, None, None, None, None, None]
@@ -151,12 +171,7 @@ def selective_scan_forward(
             y *= z * sigmoid(z, FAST)
         if FLAGS:
             y = tl.where(counts, y, 0.0)
-        y = gathered(y).to(y_p.dtype.element_ty)
-        out = y_p + row * D + (at[:, None] * D + d[None])
-        if EVEN:
-            tl.store(out, y)
-        else:
-            tl.store(out, y, mask=inside[:, None] & (d < D)[None])
+        store_wide(y_p, row, at, inside, d, y, D, EVEN)
         first = ahead
     if s == SEGMENTS - 1:
         tl.store(last_p + b.to(tl.int64) * (D * N) + of_state, flat(h, NT, DT, W, NL, DL), mask=exists)
@@ -183,12 +198,12 @@ def selective_scan_segments(
     if ADJOINT:  # which needs nothing of the first segment, as the scan needs nothing of the last
         s += 1
     row = b.to(tl.int64) * L
-    d = tl.program_id(0) * DB + tl.arange(0, DB)
+    d = channel_offsets(W, DT * DL)
     of_state, exists = state_offsets(D, N, DB, NL * NT)
     A = tile(tl.load(A_p + of_state, mask=exists, other=0).to(tl.float32) * LOG2E, NT, DT, W, NL, DL)
     bias = load_channels(bias_p, d, D, T, V, HAS_BIAS)
     h = apart(tl.zeros((1, 1, NT, DT, W, DL, NL), tl.float32))
-    spans = tl.zeros((V, T, DB // V), tl.float32)
+    spans = tl.zeros((V, W, T, DT * DL // V), tl.float32)
     STEP: tl.constexpr = -T if ADJOINT else T
     first = s * SEGMENT + (SEGMENT - T if ADJOINT else 0)
     BC_p += (b.to(tl.int64) * (SEGMENTS * SEGMENT) + first) * ROW + narrow_offsets(ROW, T, NT, DT, W, NL, DL)
@@ -211,12 +226,12 @@ def selective_scan_segments(
             next_z = load_wide(z_p, row, ahead, d, L, D, T, REVERSE, EVEN)
         at, inside = positions(first, L, T, REVERSE)
         valid, forget = flagged(flags_p, row, at, inside, FLAGS)
-        counts = valid[None, :, None]
+        counts = valid[None, None, :, None]
         if ADJOINT and HAS_Z:
             v *= z * sigmoid(z, FAST)
         if FLAGS:
             v = tl.where(counts, v, 0.0)
-        dt, _ = step_size(raw, bias, True if EVEN and not FLAGS else counts, SOFTPLUS, EXACT)
+        dt, _ = step_size(raw, bias, True if EVEN and not FLAGS else counts, SOFTPLUS, EXACT, FAST)
         spans += settled(dt)
         exponent = spread_channels(dt, T, DT, W, DL) * A
         if FLAGS:

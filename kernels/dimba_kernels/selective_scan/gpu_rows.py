@@ -5,7 +5,10 @@ DL x NL lanes of a warp split channels and states, W warps split channels, and a
 channels. So the axis of time lies in registers: cutting it into rows (`tl.split`) and joining rows again moves no data,
 and a recurrence is straight-line code of one FMA per element.
 
-    n = nl NT + nt          d = (dt W + w) DL + dl
+    n = nl NT + nt          d = (w DT + dt) DL + dl
+
+Arrays of channels are [T, W, channels a warp]: a warp loads and stores what its part of the tile needs, so that what
+is exchanged between the threads stays within a warp, and warps wait for each other nowhere but for sums over channels.
 
 Elementwise work can still be dragged into another layout, and be done many times over or twice. `settled` and `apart`
 prevent that; neither is any code.
@@ -40,37 +43,25 @@ def apart(x):
 
 
 @triton.jit
-def channels(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.constexpr):
-    """[T, channels] -> [1, T, 1, DT, W, DL, 1]."""
-    return tl.reshape(settled(x), (1, T, 1, DT, W, DL, 1))
-
-
-@triton.jit
-def states(x, T: tl.constexpr, NT: tl.constexpr, NL: tl.constexpr):
-    """[T, states] -> [1, T, NT, 1, 1, 1, NL]."""
-    return tl.permute(tl.reshape(settled(x), (1, T, 1, 1, 1, NL, NT)), (0, 1, 6, 2, 3, 4, 5))
-
-
-@triton.jit
 def spread(x, V: tl.constexpr):
-    """[T, channels] -> [V, T, channels / V].
+    """[T, W, channels a warp] -> [V, W, T, channels a warp / V].
 
     V is how many channels a thread loads side by side. On the first axis they lie in registers, here as where they are
     loaded, so that a settled value and its loads need no exchange between threads.
     """
-    return tl.permute(tl.reshape(x, (x.shape[0], x.shape[1] // V, V)), (2, 0, 1))
+    return tl.permute(tl.reshape(x, (x.shape[0], x.shape[1], x.shape[2] // V, V)), (3, 1, 0, 2))
 
 
 @triton.jit
 def gathered(x):
-    """Back to [T, channels]."""
-    return tl.reshape(tl.permute(x, (1, 2, 0)), (x.shape[1], x.shape[2] * x.shape[0]))
+    """Back to [T, W, channels a warp]."""
+    return tl.reshape(tl.permute(x, (2, 1, 3, 0)), (x.shape[2], x.shape[1], x.shape[3] * x.shape[0]))
 
 
 @triton.jit
 def spread_channels(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.constexpr):
-    """[V, T, channels / V] -> [1, T, 1, DT, W, DL, 1]."""
-    return tl.reshape(gathered(settled(x)), (1, T, 1, DT, W, DL, 1))
+    """[V, W, T, channels a warp / V] -> [1, T, 1, DT, W, DL, 1]."""
+    return tl.permute(tl.reshape(gathered(settled(x)), (1, T, 1, W, DT, DL, 1)), (0, 1, 2, 4, 3, 5, 6))
 
 
 @triton.jit
@@ -93,45 +84,75 @@ def narrow_offsets(
 @triton.jit
 def narrow_tile(pointers):
     """What stands at `narrow_offsets` -> [1, T, NT, DT, W, DL, NL]."""
-    return tl.permute(tl.load(pointers), (4, 5, 3, 2, 1, 0))[None]
+    return on_tile(tl.load(pointers))
+
+
+@triton.jit
+def on_tile(x):
+    """[NL, DL, W, DT, T, NT] -> [1, T, NT, DT, W, DL, NL]."""
+    return tl.permute(x, (4, 5, 3, 2, 1, 0))[None]
+
+
+@triton.jit
+def off_tile(x):
+    """[1, 1, NT, DT, W, DL, NL] -> [NL, DL, W, DT, 1, NT]."""
+    return tl.permute(tl.sum(x, 0), (5, 4, 3, 2, 0, 1))
+
+
+@triton.jit
+def state_offsets_on_tile(
+    D: tl.constexpr, N: tl.constexpr, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr,
+    DL: tl.constexpr,
+):  # fmt: skip
+    """Of this program's states in a (d, n) array, and which of them exist: [NL, DL, W, DT, 1, NT], where a tile has
+    them in its threads, so that none need be exchanged."""
+    dl = tl.arange(0, DL)[None, :, None, None, None, None]
+    w = tl.arange(0, W)[None, None, :, None, None, None]
+    dt = tl.arange(0, DT)[None, None, None, :, None, None]
+    nl = tl.arange(0, NL)[:, None, None, None, None, None]
+    nt = tl.arange(0, NT)[None, None, None, None, None, :]
+    d = tl.program_id(0) * (DT * W * DL) + (w * DT + dt) * DL + dl
+    n = nl * NT + nt
+    return d * N + n, (d < D) & (n < N)
 
 
 @triton.jit
 def tile(x, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr):
     """[channels, states] -> [1, 1, NT, DT, W, DL, NL]."""
-    return apart(tl.permute(tl.reshape(x, (1, 1, DT, W, DL, NL, NT)), (0, 1, 6, 2, 3, 4, 5)))
+    return apart(tl.permute(tl.reshape(x, (1, 1, W, DT, DL, NL, NT)), (0, 1, 6, 3, 2, 4, 5)))
 
 
 @triton.jit
 def flat(x, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr):
     """[1, 1, NT, DT, W, DL, NL] -> [channels, states]."""
-    return tl.reshape(tl.permute(x, (0, 1, 3, 4, 5, 6, 2)), (DT * W * DL, NL * NT))
-
-
-@triton.jit
-def over_states(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.constexpr):
-    """Sum a tile over its states -> [T, channels].
-
-    A thread's own first. Then the lanes exchange through shared memory, so that a thread gets all addends of one sum:
-    fewer instructions than adding across lanes.
-    """
-    own = tl.permute(tl.sum(x, 2), (0, 5, 1, 2, 3, 4))
-    return tl.sum(tl.sum(apart(tl.reshape(own, (1, own.shape[1], T, DT * W * DL))), 1), 0)
+    return tl.reshape(tl.permute(x, (0, 1, 4, 3, 5, 6, 2)), (DT * W * DL, NL * NT))
 
 
 @triton.jit
 def over_states_spread(x, T: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, DL: tl.constexpr, V: tl.constexpr):
-    """Sum a tile over its states -> [V, T, channels / V], likewise."""
-    own = tl.permute(tl.sum(x, 2), (0, 5, 1, 2, 3, 4))
-    own = tl.reshape(own, (1, own.shape[1], T, DT * W * DL // V, V))
-    return tl.sum(tl.sum(apart(tl.permute(own, (0, 1, 4, 2, 3))), 1), 0)
+    """Sum a tile over its states -> [V, W, T, channels a warp / V].
+
+    A thread's own first. Then the lanes exchange through shared memory, so that a thread gets all addends of one sum:
+    fewer instructions than adding across lanes.
+    """
+    own = tl.permute(tl.sum(x, 2), (0, 5, 1, 3, 2, 4))
+    own = tl.reshape(own, (1, own.shape[1], T, W, DT * DL // V, V))
+    return tl.sum(tl.sum(apart(tl.permute(own, (0, 1, 5, 3, 2, 4))), 1), 0)
 
 
 @triton.jit
-def over_channels(x, T: tl.constexpr, NT: tl.constexpr, NL: tl.constexpr):
-    """Sum a tile over its channels -> [T, states], likewise."""
-    own = tl.permute(tl.sum(x, 3), (0, 3, 4, 1, 5, 2))
-    return tl.sum(tl.sum(apart(tl.reshape(own, (1, own.shape[1] * own.shape[2], T, NL * NT))), 1), 0)
+def store_sums(p, x, T: tl.constexpr, NT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr):
+    """Sum a tile over its channels, likewise, and store that as rows of states: p + (T, 2 NL NT)."""
+    # how many sums of neighbouring states a thread gets, so that it reads and stores them at once
+    U: tl.constexpr = max(1, min(NT, T * NT * NL // (32 * W)))
+    own = tl.reshape(tl.sum(x, 3), (1, T, NT // U, U, W * DL, NL))
+    sums = tl.sum(tl.sum(apart(tl.permute(own, (0, 3, 4, 1, 5, 2))), 2), 0)
+    n = tl.arange(0, NT // U)[:, None, None, None]
+    nl = tl.arange(0, NL)[None, :, None, None]
+    t = tl.arange(0, T)[None, None, :, None]
+    u = tl.arange(0, U)[None, None, None, :]
+    to = p + (t * (2 * NL * NT) + nl * NT + n * U + u)
+    tl.store(to, tl.permute(sums, (3, 2, 1, 0)).to(p.dtype.element_ty))
 
 
 @triton.jit
@@ -172,6 +193,28 @@ def _run(decay, added, state, T: tl.constexpr):
 def run_rows(decay, added, state, T: tl.constexpr):
     """state <- decay state + added, row after row: the states before and after each row, and the last one."""
     return _run(decay, apart(added), state, T)
+
+
+@triton.jit
+def _run_kept(decay, added, state, T: tl.constexpr):
+    if T == 1:
+        kept = apart(decay * state)
+        after = apart(kept + added)
+        return kept, after, after
+    else:
+        decay0, decay1 = _halves(decay)
+        added0, added1 = _halves(added)
+        kept0, after0, state = _run_kept(decay0, added0, state, T // 2)
+        kept1, after1, state = _run_kept(decay1, added1, state, T // 2)
+        return _joined(kept0, kept1), _joined(after0, after1), state
+
+
+@triton.jit
+def run_rows_kept(decay, added, state, T: tl.constexpr):
+    """`run_rows`, but returns what each row keeps of the state before it, and the states after: where both are wanted,
+    an instruction an element fewer, because what is added can be the FMA's product."""
+    kept, after, _ = _run_kept(decay, apart(added), state, T)
+    return kept, after
 
 
 @triton.jit
@@ -223,13 +266,23 @@ def _log1p_by_e(e, EXACT: tl.constexpr):
 
 
 @triton.jit
-def step_size(raw, bias, valid, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
+def _reciprocal(x, FAST: tl.constexpr):
+    """1 / x. FAST: the GPU's own, good to one bit; Triton's division takes more steps."""
+    if FAST:
+        reciprocal: tl.constexpr = "rcp.approx.ftz.f32 $0, $1;"
+        return tl.inline_asm_elementwise(reciprocal, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return 1.0 / x
+
+
+@triton.jit
+def step_size(raw, bias, valid, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr, FAST: tl.constexpr):
     """dt as the recurrence takes it, 0 where not valid, and its derivative by `raw`."""
     x = raw + bias
     if SOFTPLUS:
         e = tl.exp2(-tl.abs(x) * LOG2E)
         dt = tl.maximum(x, 0.0) + e * _log1p_by_e(e, EXACT)
-        slope = tl.where(x >= 0, 1.0, e) / (1.0 + e)
+        slope = tl.where(x >= 0, 1.0, e) * _reciprocal(1.0 + e, FAST)
     else:
         dt = x
         slope = tl.full(x.shape, 1.0, tl.float32)
@@ -238,10 +291,5 @@ def step_size(raw, bias, valid, SOFTPLUS: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def sigmoid(x, FAST: tl.constexpr):
-    """1 / (1 + exp(-x)). FAST: by the GPU's own reciprocal, good to one bit; Triton's division takes more steps."""
-    e = tl.exp2(-x * LOG2E)
-    if FAST:
-        reciprocal: tl.constexpr = "rcp.approx.ftz.f32 $0, $1;"
-        return tl.inline_asm_elementwise(reciprocal, "=f,f", [1.0 + e], dtype=tl.float32, is_pure=True, pack=1)
-    else:
-        return 1.0 / (1.0 + e)
+    """1 / (1 + exp(-x))."""
+    return _reciprocal(1.0 + tl.exp2(-x * LOG2E), FAST)

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 class Layout:
     """How a kernel's tile lies in the threads (see gpu_rows.py).
 
-    rows: of time a tile, a power of two; states, channels: a thread, powers of two; warps: a program;
-    stages: tiles that are loaded ahead, plus one; of the backward kernel, the others load one ahead.
+    rows: of time a tile, a power of two; states, channels: a thread, powers of two; warps: a program.
     """
 
     rows: int
     states: int
     channels: int
     warps: int
-    stages: int = 2
 
     def of(self, n: int) -> dict[str, int]:
         """The kernels' constants for n states."""
@@ -42,8 +40,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tiles:
-    """forward, segments, backward: of the three kernels. save: steps between saved states, a multiple of the rows of
-    forward and backward: to the power of two times those of backward, the more steps are run through again.
+    """forward, segments, backward: of the three kernels. save: steps between saved states, a multiple of forward's
+    rows. It is backward's rows, or twice as many: half of the memory, and every other tile is run through again.
     forward_segment, backward_segment: steps a program, multiples of `save` and of all rows."""
 
     forward: Layout
@@ -54,33 +52,33 @@ class Tiles:
     backward_segment: int
 
 
-# What a benchmark tries, where it is not half and twice. Only the backward kernel has stages.
-OPTIONS = {f"{kernel}.stages": () for kernel in ("forward", "segments")}
-OPTIONS |= {f"{kernel}.rows": (8, 16) for kernel in ("forward", "segments", "backward")}
+# What a benchmark tries, where it is not half and twice.
+OPTIONS = {f"{kernel}.rows": (8, 16) for kernel in ("forward", "segments", "backward")}
 OPTIONS |= {f"{kernel}.states": (1, 2, 4) for kernel in ("forward", "segments", "backward")}
-OPTIONS |= {f"{kernel}.warps": (1, 2, 4) for kernel in ("forward", "segments")}
+OPTIONS |= {f"{kernel}.warps": (1, 2, 4) for kernel in ("forward", "segments", "backward")}
 
 
 def tiles(device_kind: str, b: int, l: int, d: int, n: int) -> Tiles:
     """Tile sizes for a device, such as "NVIDIA H200", and a shape.
 
     Chosen by what the kernels compile to (`python -m dimba_kernels.gpu_cost`): no registers spilled up to 32 states,
-    few instructions an element. The forward kernels' programs are single warps, which wait for no other. With fewer
-    states a thread there are more of them, of a little more work; a segment costs its share of one more kernel. So
-    states are halved first where warps are few, and the sequence is cut where that is not enough.
+    few instructions an element, and by measurement on an H200. The forward kernels' programs are single warps, which
+    wait for no other. Where they are few, a long sequence is cut into segments, which costs a third more work and
+    still takes less time; in a short one a thread takes fewer states, so that there are more of them.
     """
     del device_kind
     wide = _layout(rows=8, states=4, d=d, n=n)
     forward = _walk(rows=8, states=4, n=n)
-    if n <= 32 and _programs(forward, b, d, n) < 1.5 * _SCHEDULERS:
+    few = _programs(forward, b, d, n) < 1.5 * _SCHEDULERS
+    if n <= 32 and few and l < 8192:
         forward = _walk(rows=16, states=2, n=n)
     return Tiles(
         forward,
         segments=_walk(rows=8, states=4, n=n),
         backward=wide,
-        save=16,
-        forward_segment=_segment(forward, b, l, d, n, _SCHEDULERS),
-        backward_segment=_segment(wide, b, l, d, n, 10 * _MULTIPROCESSORS),
+        save=2 * wide.rows,
+        forward_segment=_segment(forward, b, l, d, n, (12 if few and l >= 8192 else 1) * _SCHEDULERS),
+        backward_segment=_segment(wide, b, l, d, n, 40 * _MULTIPROCESSORS // wide.warps),
     )
 
 

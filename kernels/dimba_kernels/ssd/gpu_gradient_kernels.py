@@ -28,7 +28,17 @@ def chunk_gradients(
     leave,  # the same: without dt
     counts,  # the same, int32
     scales,  # (ways, b, h, chunks) float32
-    states,  # (2, ways, b, chunks, h, n, p): entering states, and the gradients of the states at the other end
+    first,  # (1,) int32: of the heads that this launch takes
+    states,  # (2, ways, b, chunks, heads, n, p): entering states, and the gradients of the states at the other end
+    dx_before,  # what another launch has written of the outputs, which are the same memory
+    ddt_before,
+    dD_before,
+    crossing_before,
+    entering_before,
+    leaving_before,
+    through_before,
+    dB_before,
+    dC_before,
     dx,  # as x
     ddt,  # ([ways,] b, h, padded l) float32: what reaches dt beside the decay
     dD,  # the same: x dy
@@ -52,6 +62,7 @@ def chunk_gradients(
     Q: tl.constexpr,
     CHUNKS: tl.constexpr,
     HEADS: tl.constexpr,
+    LOCAL: tl.constexpr,  # heads that this launch takes
     BN: tl.constexpr,
     BP: tl.constexpr,
     X_STAGES: tl.constexpr,
@@ -64,11 +75,12 @@ def chunk_gradients(
     WAYS: tl.constexpr = 2 if DIRECTION == 2 else 1
     BLOCKS: tl.constexpr = H // G // HEADS
     KEEP: tl.constexpr = HAS_MASK or L % Q != 0
-    OTHER: tl.constexpr = WAYS * BATCH * CHUNKS * H * N * P
+    OTHER: tl.constexpr = WAYS * BATCH * CHUNKS * LOCAL * N * P
     VECTORS: tl.constexpr = BATCH * H * CHUNKS * Q  # from a vector of the forward direction to the reverse one's
-    STATES: tl.constexpr = BATCH * CHUNKS * H * N * P
+    STATES: tl.constexpr = BATCH * CHUNKS * LOCAL * N * P
     TWICE: tl.constexpr = 2 if BOTH else 1
-    heads = tl.program_id(0) // 3
+    first_head = tl.load(first)
+    heads = first_head // HEADS + tl.program_id(0) // 3
     group = heads // BLOCKS
     c = tl.program_id(1).to(tl.int64)
     line = tl.program_id(2).to(tl.int64)  # of ([ways,] b)
@@ -97,7 +109,7 @@ def chunk_gradients(
             head = heads * HEADS + k
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + OTHER + ((line * CHUNKS + c) * H + head) * (N * P)
+            state_at = states + OTHER + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P)
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dy_c = load_rows(dy + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
@@ -151,18 +163,16 @@ def chunk_gradients(
             way = k % TWICE
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + ((line * CHUNKS + c) * H + head) * (N * P) + way * STATES
+            state_at = states + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P) + way * STATES
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             h_c = load_rows(state_at, n, columns, P, n < N, N < BN, P, BP)
             dh_c = load_rows(state_at + OTHER, n, columns, P, n < N, N < BN, P, BP)
             to_end = tl.load(leave + way * VECTORS + at) * tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
             x_out = (x_c.to(tl.float32) * to_end[:, None]).to(x_c.dtype)
             total = product(x_out, tl.trans(dh_c), total, PRECISION)
-            # a trace: by a matmul, for taking them out of shared memory one by one takes longer
-            both = product(tl.trans(h_c), dh_c, None, PRECISION)
-            both = tl.sum(tl.where(columns[:, None] == columns[None, :], both, 0.0))
             scale_at = way * (BATCH * H * CHUNKS) + row * CHUNKS + c
-            tl.store(through + scale_at, tl.load(scales + scale_at) * both)
+            passing = tl.load(scales + scale_at) * tl.sum(h_c.to(tl.float32) * dh_c.to(tl.float32))
+            tl.store(through + scale_at, passing)
         tl.store(
             dB + (line * 2 * BLOCKS + heads % BLOCKS) * partial + block, total.to(dB.dtype.element_ty), mask=in_block
         )
@@ -174,7 +184,7 @@ def chunk_gradients(
             head = heads * HEADS + k
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + ((line * CHUNKS + c) * H + head) * (N * P)
+            state_at = states + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P)
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dy_c = load_rows(dy + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)

@@ -57,8 +57,9 @@ def chunk_states(
     scales,  # (ways, b, h, chunks) float32
     start,  # (ways, b, h, p, n) float32: h0
     end,  # the same: the cotangent of h_last
-    states,  # (walks, ways, b, chunks, h, n, p), in x's dtype: the state with which the walk enters each chunk
-    last,  # (walks, ways, b, h, p, n) float32
+    first,  # (1,) int32: of the heads that this launch takes
+    states,  # (walks, ways, b, chunks, heads, n, p), in x's dtype: the state with which the walk enters each chunk
+    last,  # (walks, ways, b, heads, p, n) float32
     BATCH: tl.constexpr,
     L: tl.constexpr,
     H: tl.constexpr,
@@ -80,7 +81,7 @@ def chunk_states(
     """Walk 0 is the scan itself, from x and B; walk 1, where WALKS is 2, carries the state's gradient the other way,
     from dy and C. Blocks of the state (n, p) do not depend on each other."""
     block = tl.program_id(0)
-    head = tl.program_id(1)
+    head = tl.load(first) + tl.program_id(1)
     # the walks over one sequence run side by side: what one has read, another may find in the L2 cache
     batch = (tl.program_id(2) // (WAYS * WALKS)).to(tl.int64)
     way = tl.program_id(2) // WALKS % WAYS
@@ -117,7 +118,12 @@ def chunk_states(
     inside = tl.arange(0, Q)
     for i in tl.range(CHUNKS):
         c = tl.where(reverse, CHUNKS - 1 - i, i).to(tl.int64)
-        saved = states + ((walk * CHUNKS + c) * H + head) * (N * P) + n[:, None] * P + columns[None, :]
+        saved = (
+            states
+            + ((walk * CHUNKS + c) * tl.num_programs(1) + tl.program_id(1)) * (N * P)
+            + n[:, None] * P
+            + columns[None, :]
+        )
         if FULL:
             tl.store(saved, state.to(states.dtype.element_ty))
         else:
@@ -129,5 +135,5 @@ def chunk_states(
         scale = tl.load(scales + row * CHUNKS + c)
         scaled = (x_c.to(tl.float32) * weight[:, None]).to(x_c.dtype)
         state = product(tl.trans(B_c), scaled, state * scale, PRECISION)
-    at_last = last + walk * (H * P * N) + head * (P * N) + columns[None, :] * N + n[:, None]
+    at_last = last + (walk * tl.num_programs(1) + tl.program_id(1)) * (P * N) + columns[None, :] * N + n[:, None]
     tl.store(at_last, state, mask=in_state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Tiles:
     heads: int  # a divisor of the heads of a group: that one program of the outputs takes through its chunk
     outputs: Launch
     gradient_chunk: int
+    gradient_parts: int  # of the heads, which follow one another: the states of one part alone are kept
     gradient_states: Walk  # the states again, and their gradients
     gradient_heads: int
     gradient_warps: int
@@ -49,20 +50,24 @@ def tiles(
     longest = max(16, _power(l))
     large = wide or n > 128  # what one chunk takes of the registers
     chunk, gradient_chunk = 64 if large else 128, 64
-    # programs enough for every multiprocessor, and no more: B and C are read again for each
-    few = b * h * ways < 256
-    most_n, most_p = 64 if few or n > 128 else 128, 32 if few else 64
-    walk = Walk(min(_power(n), most_n), min(_power(p), most_p), warps=8 if wide else 4, stages=2)
+    # where there are few sequences, programs that load further ahead
+    few = b * h * ways < 256 and not wide
+    walk = Walk(min(_power(n), 64 if few or n > 128 else 128), min(_power(p), 64), 8 if wide else 4, 3 if few else 2)
+    heads = _divisor(h // g, 16)
+    # bytes of the states and their gradients: of several hundred MB half at a time
+    states = 2 * ways * b * -(-l // gradient_chunk) * h * n * p * (4 if wide else 2)
+    parts = 2 if states > 200e6 and h // heads % 2 == 0 else 1
     return Tiles(
         chunk=min(chunk, longest),
         states=walk,
-        heads=_divisor(h // g, 16),
+        heads=heads,
         outputs=Launch(warps=8, stages=1 if wide else 2 if large else 3),
         gradient_chunk=min(gradient_chunk, longest),
-        gradient_states=walk,
-        gradient_heads=_divisor(h // g, 16),
+        gradient_parts=parts,
+        gradient_states=replace(walk, p=min(walk.p, 32)) if few and parts > 1 else walk,
+        gradient_heads=heads,
         gradient_warps=8 if n > 128 else 4,
-        x_stages=1,
+        x_stages=1 if large or both else 2,
         b_stages=1 if large else 2,
         c_stages=1 if large else 2,
     )
