@@ -30,14 +30,15 @@ from dimba_kernels.selective_scan.gpu_rows import (
     run_rows_back,
     run_rows_kept,
     settled,
-    sigmoid,
     spread,
     spread_channels,
     state_offsets_on_tile,
-    step_size,
     store_sums,
+    three_spread_channels,
     tile,
+    two_over_states_spread,
 )
+from dimba_kernels.selective_scan.gpu_steps import sigmoid, step_size
 
 
 @triton.jit
@@ -139,9 +140,12 @@ def selective_scan_backward(
             gate = sigmoid(z, FAST)
             dz = dy * (gate * (1.0 + z * (1.0 - gate)))
             dy *= z * gate
-        dt6 = spread_channels(dt, T, DT, W, DL)
-        x6 = spread_channels(dt * u, T, DT, W, DL)
-        dy6 = spread_channels(dy, T, DT, W, DL)
+        if W > 1:
+            dt6, x6, dy6 = three_spread_channels(dt, dt * u, dy, T, DT, W, NL, DL)
+        else:  # where there is none to wait for, an exchange costs its instructions
+            dt6 = spread_channels(dt, T, DT, W, DL)
+            x6 = spread_channels(dt * u, T, DT, W, DL)
+            dy6 = spread_channels(dy, T, DT, W, DL)
 
         if SAVE > T:
             if (first // T) % 2 == 1:
@@ -177,8 +181,8 @@ def selective_scan_backward(
         store_sums(dBC_p, gradient * x6, T, NT, W, NL, DL)
         of_decay = gradient * kept  # times what stands in the exponent: its gradient
         dA += over_rows(of_decay * dt6)
-        dx = over_states_spread(gradient * B, T, DT, W, DL, V)
-        ddt = (over_states_spread(of_decay * A, T, DT, W, DL, V) * LN2 + dx * u) * slope
+        dx, ddt = two_over_states_spread(gradient * B, of_decay * A, T, DT, W, DL, V)
+        ddt = (ddt * LN2 + dx * u) * slope
         du = dx * dt
         if HAS_D:
             du += skip * dy

@@ -23,13 +23,12 @@ from dimba_kernels.selective_scan.gpu_rows import (
     run_rows,
     run_rows_back,
     settled,
-    sigmoid,
     spread,
     spread_channels,
     state_offsets_on_tile,
-    step_size,
     tile,
 )
+from dimba_kernels.selective_scan.gpu_steps import sigmoid, step_size
 
 
 @triton.jit
