@@ -10,7 +10,8 @@ import jax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-_interpret: Any = False
+# of this thread, and part of the key of JAX's caches: what was traced for a TPU is not found here, nor the reverse
+_interpret = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
@@ -20,22 +21,15 @@ def interpreted(parameters: pltpu.InterpretParams | None = None) -> Iterator[Non
     Args:
         parameters: of the interpreter; by default memory starts as NaN and a read outside it raises.
     """
-    global _interpret
-    before = _interpret
-    _interpret = parameters or pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="raise")
-    jax.clear_caches()  # what was traced for a TPU must not be found here, nor the other way round
-    try:
+    with _interpret(parameters or pltpu.InterpretParams(uninitialized_memory="nan", out_of_bounds_reads="raise")):
         yield
-    finally:
-        _interpret = before
-        jax.clear_caches()
 
 
 def interpreting() -> bool:
     """Are kernels traced now meant for the interpreter?"""
-    return _interpret is not False
+    return _interpret.value is not None
 
 
 def tpu_call(kernel: Callable[..., None], **arguments: Any) -> Callable[..., Any]:
     """`pl.pallas_call` that is interpreted inside `interpreted`."""
-    return pl.pallas_call(kernel, interpret=_interpret, **arguments)
+    return pl.pallas_call(kernel, interpret=_interpret.value or False, **arguments)

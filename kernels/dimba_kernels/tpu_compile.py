@@ -1,12 +1,12 @@
-"""What a function compiles to for a TPU, on a machine without one: memory, and the static schedule of its loops.
+"""What a function compiles to for a TPU, on a machine without one: memory, and the static schedule of its kernels.
 
     compiled = compile_for("v5e", function, *shapes)
     compiled.kernel("my_kernel").inner.bundles
 
 libtpu (the `tpu` extra, any Linux machine) holds the real Mosaic and XLA compilers, which refuse here what they would
-refuse on the machine: a layout, too much VMEM. A TPU core runs one VLIW bundle a cycle and in order, so the bundles
-of a loop are its cycles, waits for memory aside. libtpu writes the final bundles of every program into a directory
-that it is told of when it is loaded: `compile_for` must come before anything else touches libtpu in a process.
+refuse on the machine: a layout, too much VMEM. It writes the schedule of every program (`tpu_schedule`) into a
+directory that it is told of when it is loaded: `compile_for` must come before anything else touches libtpu in a
+process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,101 +27,9 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
+from dimba_kernels.tpu_schedule import Program, programs_in
+
 GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-_DELAY_SLOTS = 4  # bundles behind a branch that still run: seen in every loop of the three generations
-_BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(?:([A-Z]{2})\s*)?: (>*)")
-
-
-@dataclass(frozen=True)
-class Loop:
-    """One loop of a program.
-
-    Attributes:
-        depth: 1 for the loop over the grid, 2 for loops in it, ...
-        start, bundles: first bundle, and how many one pass takes; loops inside count once here.
-        own: the bundles without those of the loops inside.
-        trips: passes, where the schedule tells (a count from zero to a constant), else None.
-        units: slots one pass uses, by unit (MXU, or MATMUL and MATPUSH, XLU, VALU, EUP, VLOAD, VSTORE, ...), loops
-            inside once; VLOAD:FILL and VSTORE:SPILL are registers that did not fit.
-    """
-
-    depth: int
-    start: int
-    bundles: int
-    own: int
-    trips: int | None
-    units: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Program:
-    """One kernel or fusion: libtpu's text of its bundles, and of the units that each of them uses."""
-
-    name: str
-    text: str
-    usage: str
-
-    @property
-    def bundles(self) -> int:
-        return len(_units(self.usage))
-
-    @cached_property
-    def loops(self) -> tuple[Loop, ...]:
-        """In order of their ends, inner before outer."""
-        return tuple(_loops(self.text, _units(self.usage)))
-
-    @property
-    def inner(self) -> Loop:
-        """The longest of the deepest loops.
-
-        Raises:
-            ValueError: the program has no loop.
-        """
-        if not self.loops:
-            raise ValueError(f"program {self.name} of {self.bundles} bundles has no loop")
-        return max(self.loops, key=lambda loop: (loop.depth, loop.bundles))
-
-    def pass_cycles(self, depth: int = 1) -> int:
-        """Cycles of one pass through the first loop at `depth`, loops inside times their trips.
-
-        Raises:
-            ValueError: there is no such loop, or trips of a loop inside are not known.
-        """
-        return self._cycles(self._first(depth))
-
-    @property
-    def steps(self) -> int:
-        """Steps of the grid. The loop over it makes two passes more, in which only copies are under way."""
-        return max(1, (self._first(1).trips or 1) - 2)
-
-    @property
-    def inner_cycles(self) -> int:
-        """Cycles that one step of the grid spends in the deepest of its loops (the longest of them), or in all."""
-        inner = self.inner
-        if inner.depth == 1:
-            return inner.bundles
-        around = [
-            loop
-            for loop in self.loops
-            if 1 < loop.depth < inner.depth and loop.start <= inner.start < loop.start + loop.bundles
-        ]
-        return inner.bundles * math.prod(loop.trips or 1 for loop in (inner, *around))
-
-    def _first(self, depth: int) -> Loop:
-        found = next((loop for loop in self.loops if loop.depth == depth), None)
-        if found is None:
-            raise ValueError(f"program {self.name} has no loop at depth {depth}")
-        return found
-
-    def _cycles(self, outer: Loop) -> int:
-        total = outer.own
-        for loop in self.loops:
-            inside = outer.start <= loop.start and loop.start + loop.bundles <= outer.start + outer.bundles
-            if inside and loop.depth == outer.depth + 1:
-                if loop.trips is None:
-                    raise ValueError(f"program {self.name}: the trips of the loop at bundle {loop.start} are not known")
-                total += loop.trips * self._cycles(loop)
-        return total
 
 
 @dataclass(frozen=True)
@@ -151,6 +58,13 @@ class Compiled:
         """The programs that are Pallas kernels."""
         calls = re.findall(r'%([\w.-]+) = .* custom_call_target="tpu_custom_call"', self.hlo)
         return tuple(self.programs[name] for name in dict.fromkeys(re.sub(r"\.\d+$", "", call) for call in calls))
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Of all arrays that the kernels read and write, each once a kernel."""
+        calls = [line for line in self.hlo.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+        operands = (line.split("operand_layout_constraints={")[1].split("}, frontend")[0] for line in calls)
+        return sum(_size(line.split(" custom-call(")[0]) for line in calls) + sum(map(_size, operands))
 
     @property
     def xla_cycles(self) -> int:
@@ -185,7 +99,7 @@ def compile_for(generation: str, function: Callable[..., Any], *shapes: Any, **o
         function, mesh=mesh, in_specs=jax.P(), out_specs=jax.P(), check_vma=False, axis_names=frozenset(("core",))
     )
     compiled = jax.jit(mapped, **options).trace(*shapes).lower(lowering_platforms=("tpu",)).compile()
-    programs = {program.name: program for program in _programs(dump)}
+    programs = {program.name: program for program in programs_in(dump)}
     if not programs:
         raise RuntimeError("libtpu wrote no schedule: it was loaded before `compile_for` could ask for them")
     return Compiled(generation, compiled.as_text() or "", compiled.memory_analysis(), programs)
@@ -214,69 +128,10 @@ def _mesh(generation: str) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(topology.devices[:1]), ("core",))
 
 
-def _programs(dump: Path) -> Iterator[Program]:
-    """Read every program but the frame around the module (its name starts with "<")."""
-    for file in sorted(dump.glob("*-final_bundles.txt")):
-        found = re.fullmatch(r"\d+-(.+)-\d+-final_bundles\.txt", file.name)
-        if found is None or found[1].startswith("<"):
-            continue
-        usage = next(dump.glob(f"{file.name.split('-')[0]}-{_escaped(found[1])}-*-final_hlo-static-per-bundle*.txt"))
-        name = found[1] if "fusion" in found[1] else re.sub(r"\.\d+$", "", found[1])
-        yield Program(name, file.read_text(), usage.read_text())
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)
-
-
-def _units(text: str) -> list[dict[str, int]]:
-    """Slots used by each bundle, by unit."""
-    lines = text.splitlines()
-    names = next(line for line in lines if ", XLU, " in line).split(", ")
-    start = next(i for i, line in enumerate(lines) if "UTILIZATION:" in line) + 1
-    return [dict(zip(names, map(int, line.split()), strict=True)) for line in lines[start:] if line.strip()]
-
-
-def _loops(text: str, units: list[dict[str, int]]) -> Iterator[Loop]:
-    headers: dict[str, tuple[int, int]] = {}  # region: depth, first bundle
-    found: list[tuple[int, int, int, int | None]] = []
-    header: tuple[int, int] | None = None
-    address = 0
-    for line in text.splitlines():
-        bundle = _BUNDLE.match(line)
-        if bundle:
-            address = int(bundle[1], 16)
-            header = (len(bundle[3]), address) if bundle[2] == "LB" else None
-        if header:
-            headers |= {region: header for region in re.findall(r"Start region (\d+)", line)}
-        for predicate, region in re.findall(r"sbr\.rel \(!?%(\w+)\) target = \$region(\d+)", line):
-            if region in headers:  # backwards: a loop ends
-                depth, start = headers[region]
-                found.append((depth, start, address + 1 + _DELAY_SLOTS, _trips(text, predicate, address)))
-    for depth, start, stop, trips in found:
-        inside = [other for other in found if other[0] == depth + 1 and start <= other[1] and other[2] <= stop]
-        own = stop - start - sum(other[2] - other[1] for other in inside)
-        used: Counter[str] = Counter()
-        for bundle_units in units[start:stop]:
-            used.update(bundle_units)
-        yield Loop(depth, start, stop - start, own, trips, {unit: count for unit, count in used.items() if count})
-
-
-def _trips(text: str, predicate: str, branch: int) -> int | None:
-    """Passes of a counter from zero that the last comparison before the branch ends."""
-    before: list[str] = []
-    for line in text.splitlines():
-        bundle = _BUNDLE.match(line)
-        if bundle and int(bundle[1], 16) > branch:
-            break
-        before.append(line)
-    schedule = "\n".join(before)
-    ends = re.findall(rf"%{predicate} = scmp\.ge\.s32\.totalorder %(\w+), (\d+)", schedule)
-    if not ends:
-        return None
-    counter, stop = ends[-1]
-    steps = re.findall(rf"%{counter} = sadd\.s32 (\d+), ", schedule)
-    return -(-int(stop) // int(steps[-1])) if steps else None
+def _size(shapes: str) -> int:
+    """Bytes of arrays as HLO writes them: bf16[8,2048]{1,0} and the like."""
+    found = re.findall(r"\b(?:f|bf|s|u)(8|16|32|64)\[([\d,]*)\]", shapes)
+    return sum(int(bits) // 8 * math.prod(int(n) for n in size.split(",") if n) for bits, size in found)
 
 
 def _estimate(hlo: str) -> int:

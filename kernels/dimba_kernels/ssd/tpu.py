@@ -190,10 +190,10 @@ def _zeros(value: jax.Array | None) -> jax.Array | None:
 def _both(plan: Plan, arrays: Arrays) -> jax.Array:
     """The states of the reverse scan first; the forward scan then does the rest in one sweep."""
     back = replace(plan, directions=(True,))
-    fits, other_fits = (layout.factored(plan, arrays[name]) for name in ("a", "other_a"))
-    given = arrays | dict(h0=None)
-    states = entering_states(back, given | dict(a=arrays["other_a"], fits=other_fits))
-    y, _ = forward(plan, given | dict(fits=fits * other_fits), dict(a=arrays["other_a"], states=states))
+    fits = layout.factored(plan, arrays["a"]) * layout.factored(plan, arrays["other_a"])
+    given = arrays | dict(h0=None, fits=fits)
+    states = entering_states(back, given | dict(a=arrays["other_a"]))
+    y, _ = forward(plan, given, dict(a=arrays["other_a"], states=states))
     return y
 
 

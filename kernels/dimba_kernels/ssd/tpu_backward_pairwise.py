@@ -34,7 +34,7 @@ def pairwise(plan: Plan, refs: Any, made: Any, valid: jax.Array | None, i: Any) 
     sums = jnp.zeros((plan.chunk, LANES), jnp.float32)
     sum_lane = jax.lax.broadcasted_iota(jnp.int32, sums.shape, 1)
     r_rows = []
-    dscores = refs.dscores[...]
+    dscores = jnp.zeros_like(refs.scores)
     dB, dC = refs.dB_sum[...], refs.dC_sum[...]
     B, C = refs.B_kept[...], refs.C_kept[...]
 
@@ -61,7 +61,7 @@ def pairwise(plan: Plan, refs: Any, made: Any, valid: jax.Array | None, i: Any) 
 
         within = parts.dot(jnp.concatenate(matrices, axis=0), dy_factor)
         within = parts.per_head(plan, [within[u * plan.chunk : (u + 1) * plan.chunk] for u in range(plan.per_tile)])
-        dstate, entering = refs.dstate[:, lanes], refs.states[0, 0, :, lanes]
+        dstate, entering = refs.kept_state[:, lanes], refs.states[0, 0, :, lanes]
         dstate_factor = dstate.astype(plan.dtype)
         through_state = after * parts.dot(B, dstate_factor)
         z = within + through_state
@@ -83,9 +83,11 @@ def pairwise(plan: Plan, refs: Any, made: Any, valid: jax.Array | None, i: Any) 
 
         dC += parts.dot(entered_factor, entering, transposed=True)
         dB += parts.dot((stepped * after).astype(plan.dtype), dstate_factor, transposed=True)
-        refs.dstate[:, lanes] = total * dstate + parts.dot(refs.C_turned[...], entered_factor)
+        refs.dstate[:, lanes] = total * dstate + parts.dot(refs.back[plan.chunk :], entered_factor)
+        refs.whole[:, lanes] = jnp.zeros((SUBLANES, plan.width), jnp.float32)
 
-    refs.dscores[...], refs.dB_sum[...], refs.dC_sum[...] = dscores, dB, dC
+    refs.dscores[: plan.chunk] += dscores.T
+    refs.dB_sum[...], refs.dC_sum[...] = dB, dC
     sums = sums.T
     ddt, before, upto, minus = (sums[first : first + SUBLANES] for first in (_DDT, _BEFORE, _UPTO, _MINUS))
     empty = [jnp.zeros((SUBLANES - plan.unroll, plan.chunk), jnp.float32)] if plan.unroll < SUBLANES else []

@@ -12,9 +12,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dimba_kernels.ssd.tpu_layout import Plan
+from dimba_kernels.ssd.tpu_operands import Operand, OperandShape
 from dimba_kernels.tpu_call import tpu_call
 
-Scratch = dict[str, tuple[tuple[int, ...], Any]]
+Scratch = dict[str, tuple[tuple[int, ...], Any] | OperandShape]
 
 
 class Block(NamedTuple):
@@ -46,7 +47,8 @@ def launch(
     def body(*all_refs: Any) -> None:
         first, second = len(given), len(given) + len(results)
         refs = dict.fromkeys(inputs) | dict(zip(given, all_refs[:first], strict=True))
-        refs |= dict(zip(scratch, all_refs[second:], strict=True))
+        for (key, shape), ref in zip(scratch.items(), all_refs[second:], strict=True):
+            refs[key] = Operand(ref, shape.dtype) if isinstance(shape, OperandShape) else ref
         made = dict.fromkeys(outputs) | dict(zip(results, all_refs[first:second], strict=True))
         chunk = chunk_at(plan, pl.program_id(0), pl.program_id(2), backwards)
         kernel(plan, SimpleNamespace(**refs, chunk=chunk), SimpleNamespace(**made))
@@ -63,7 +65,9 @@ def launch(
         in_specs=[spec(block) for block in given.values()],
         out_specs=[spec(block) for block in results.values()],
         out_shape=[block.value for block in results.values()],
-        scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in scratch.values()],
+        scratch_shapes=[
+            shape.memory if isinstance(shape, OperandShape) else pltpu.VMEM(*shape) for shape in scratch.values()
+        ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=plan.vmem
         ),

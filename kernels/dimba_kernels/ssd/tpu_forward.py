@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from dimba_kernels.ssd import tpu_blocks as blocks
 from dimba_kernels.ssd import tpu_parts as parts
 from dimba_kernels.ssd.tpu_layout import SUBLANES, Plan
+from dimba_kernels.ssd.tpu_operands import OperandShape
 from dimba_kernels.ssd.tpu_tiles import LANES
 
 Arrays = dict[str, Any]
@@ -37,18 +38,21 @@ def forward(plan: Plan, arrays: Arrays, other: Arrays | None = None) -> tuple[ja
     )
     scratch = _scratch(plan) | dict(
         scores=((plan.chunk, plan.chunk), jnp.float32),
-        acting=((plan.chunk + plan.state, plan.chunk), plan.dtype),
-        C_kept=((plan.chunk, plan.state), plan.dtype),
+        acting=OperandShape(plan.chunk + plan.state, plan.chunk, plan.dtype),
+        C_kept=OperandShape(plan.chunk, plan.state, plan.dtype),
     )
     if other:
-        scratch |= _decay_scratch(plan, "other_") | dict(other_acting=((plan.chunk, plan.chunk), plan.dtype))
+        scratch |= _decay_scratch(plan, "other_") | dict(other_acting=OperandShape(plan.chunk, plan.chunk, plan.dtype))
     outputs = dict(y=blocks.made_sequence(plan), last=blocks.made_state(plan))
     made = blocks.launch(_forward, plan, inputs, outputs, scratch, name="ssd_both" if other else "ssd_forward")
     return made["y"], made["last"]
 
 
 def entering_states(plan: Plan, arrays: Arrays) -> jax.Array:
-    """The state with which the scan enters each chunk: (launch rows, chunks, state, lanes) in the dtype of x."""
+    """The state with which the scan enters each chunk: (launch rows, chunks, state, lanes) in the dtype of x.
+
+    In passes whose decays are factored it comes times r, as it is used.
+    """
     shape = (plan.launch_rows, plan.chunks, plan.state, plan.lanes)
     states = blocks.chunk_states(plan, jax.ShapeDtypeStruct(shape, plan.dtype))
     made = blocks.launch(_entering, plan, _inputs(plan, arrays), dict(states=states), _scratch(plan), name="ssd_states")
@@ -69,13 +73,15 @@ def _inputs(plan: Plan, arrays: Arrays) -> dict[str, blocks.Block | None]:
 
 def _scratch(plan: Plan) -> blocks.Scratch:
     return _decay_scratch(plan) | dict(
-        state=((plan.state, plan.block_lanes), jnp.float32), B_turned=((plan.state, plan.chunk), plan.dtype)
+        state=((plan.state, plan.block_lanes), jnp.float32),
+        kept_state=((plan.state, plan.block_lanes), jnp.float32),
+        B_turned=OperandShape(plan.state, plan.chunk, plan.dtype),
     )
 
 
 def _decay_scratch(plan: Plan, prefix: str = "") -> blocks.Scratch:
     return {
-        f"{prefix}factors": parts.factor_scratch(plan, 2),
+        f"{prefix}factors": parts.factor_scratch(plan),
         f"{prefix}columns": ((plan.chunk, LANES), jnp.float32),
         f"{prefix}rows": ((2 * SUBLANES, plan.chunk), jnp.float32),
     }
@@ -87,10 +93,6 @@ def _start(refs: Any) -> None:
         refs.state[...] = jnp.zeros_like(refs.state) if refs.h0 is None else refs.h0[0].T
 
 
-def _load(refs: Any, valid: jax.Array | None, lanes: Any) -> jax.Array:
-    return parts.kept(valid, refs.x[0, :, lanes].astype(jnp.float32))
-
-
 def _entering(plan: Plan, refs: Any, made: Any) -> None:
     _start(refs)
     direction = parts.sign(plan)
@@ -98,23 +100,25 @@ def _entering(plan: Plan, refs: Any, made: Any) -> None:
     parts.write_factors(plan, direction, refs, refs.a, refs.factors)
     refs.B_turned[...] = parts.turned(parts.kept(valid, refs.B[0]))
 
-    def factored(i: int) -> None:
-        fits = refs.fits[0, 0, i, refs.chunk] == 1
-        for span, lanes in parts.over_tiles(plan, i, plan.span):
-            state = refs.state[:, lanes]
-            made.states[0, 0, :, lanes] = state.astype(plan.dtype)
-            acted, acting = parts.factors(plan, refs.factors, i, span)
-            half = parts.last_row(direction, acted)
-            added = parts.dot(refs.B_turned[...], (_load(refs, valid, lanes) * acting).astype(plan.dtype))
-            refs.state[:, lanes] = jnp.where(fits, half * (half * state + added), state)
+    def factored() -> None:
+        for i, tile, lanes in parts.all_tiles(plan):
+            half = parts.last_row(direction, parts.factors(plan, refs.factors, i, tile)[0])
+            added = parts.dot(refs.B_turned[...], _acting(plan, refs, valid, refs.factors, i, tile, lanes))
+            for rows in parts.row_groups(plan.state):
+                half_state = half * refs.state[rows, lanes]
+                made.states[0, 0, rows, lanes] = half_state.astype(plan.dtype)
+                refs.state[rows, lanes] = half * (half_state + added[rows])
 
     def pairwise(i: Any) -> None:
         parts.write_decays(plan, direction, refs.dt[0, i], refs.a[0, i], refs.columns, refs.rows)
         for tile, lanes in parts.over_tiles(plan, i):
-            stepped = _load(refs, valid, lanes) * parts.spread(plan, refs.columns[...], parts.STEP, tile)
+            made.states[0, 0, :, lanes] = refs.kept_state[:, lanes].astype(plan.dtype)
+            stepped = parts.load(refs.x, valid, slice(None), lanes) * parts.spread(
+                plan, refs.columns[...], parts.STEP, tile
+            )
             _advance(plan, refs, tile, lanes, stepped)
 
-    parts.over_passes(plan, refs, factored, pairwise)
+    parts.over_passes(plan, refs, refs.state, factored, pairwise)
 
 
 def _advance(plan: Plan, refs: Any, tile: int, lanes: Any, stepped: jax.Array) -> None:
@@ -123,7 +127,16 @@ def _advance(plan: Plan, refs: Any, tile: int, lanes: Any, stepped: jax.Array) -
     total = parts.spread(plan, columns[:SUBLANES], parts.TOTAL, tile)[:1]
     reaching = stepped * parts.spread(plan, columns, parts.AFTER, tile)
     added = parts.dot(refs.B_turned[...], reaching.astype(plan.dtype))
-    refs.state[:, lanes] = total * refs.state[:, lanes] + added
+    refs.state[:, lanes] = total * refs.kept_state[:, lanes] + added
+
+
+def _acting(plan: Plan, refs: Any, valid: Any, columns: Any, i: int, tile: int, lanes: Any) -> jax.Array:
+    """k dt x, an operand."""
+    scaled = [
+        parts.load(refs.x, valid, rows, lanes) * parts.factors(plan, columns, i, tile, rows)[1]
+        for rows in parts.row_groups(plan.chunk)
+    ]
+    return jnp.concatenate([value.astype(plan.dtype) for value in scaled], axis=0)
 
 
 def _forward(plan: Plan, refs: Any, made: Any) -> None:
@@ -142,27 +155,32 @@ def _forward(plan: Plan, refs: Any, made: Any) -> None:
         parts.write_factors(plan, -1, refs, refs.other_a, refs.other_factors)
         refs.other_acting[...] = jnp.where(apart <= 0, scores, 0).astype(plan.dtype)
 
-    def factored(i: int) -> None:
-        fits = refs.fits[0, 0, i, refs.chunk] == 1
-        for span, lanes in parts.over_tiles(plan, i, plan.span):
-            x = _load(refs, valid, lanes)
-            acted, acting = parts.factors(plan, refs.factors, i, span)
-            half = parts.last_row(direction, acted)
-            state = refs.state[:, lanes]
-            half_state = half * state
-            products = parts.dot(refs.acting[...], (x * acting).astype(plan.dtype))
-            y = acted * (products[: plan.chunk] + parts.dot(refs.C_kept[...], half_state.astype(plan.dtype)))
-            refs.state[:, lanes] = jnp.where(fits, half * (half_state + products[plan.chunk :]), state)
+    def factored() -> None:
+        for i, tile, lanes in parts.all_tiles(plan):
+            half = parts.last_row(direction, parts.factors(plan, refs.factors, i, tile)[0])
+            half_state = jnp.concatenate(
+                [(half * refs.state[rows, lanes]).astype(plan.dtype) for rows in parts.row_groups(plan.state)], axis=0
+            )
+            products = parts.dot(refs.acting[...], _acting(plan, refs, valid, refs.factors, i, tile, lanes))
+            entered = parts.dot(refs.C_kept[...], half_state)
+            other = None
             if refs.other_a is not None:
-                acted, acting = parts.factors(plan, refs.other_factors, i, span)
-                half_state = acted[:1] * refs.other_states[0, 0, :, lanes].astype(jnp.float32)
-                within = parts.dot(refs.other_acting[...], (x * acting).astype(plan.dtype))
-                y += acted * (within + parts.dot(refs.C_kept[...], half_state.astype(plan.dtype)))
-            if refs.D is not None:
-                y += refs.D[0, :, lanes] * x
-            made.y[0, :, lanes] = y.astype(plan.dtype)
+                acting = _acting(plan, refs, valid, refs.other_factors, i, tile, lanes)
+                other = parts.dot(refs.other_acting[...], acting)
+                other += parts.dot(refs.C_kept[...], refs.other_states[0, 0, :, lanes])
+            for rows in parts.row_groups(plan.chunk):
+                acted = parts.factors(plan, refs.factors, i, tile, rows)[0]
+                y = acted * (products[rows] + entered[rows])
+                if other is not None:
+                    y += parts.factors(plan, refs.other_factors, i, tile, rows)[0] * other[rows]
+                if refs.D is not None:
+                    y += refs.D[0, :, lanes] * parts.load(refs.x, valid, rows, lanes)
+                made.y[0, rows, lanes] = y.astype(plan.dtype)
+            for rows in parts.row_groups(plan.state):
+                added = products[plan.chunk + rows.start : plan.chunk + rows.stop]
+                refs.state[rows, lanes] = half * (half * refs.state[rows, lanes] + added)
 
-    parts.over_passes(plan, refs, factored, lambda i: _pairwise(plan, refs, made, valid, i))
+    parts.over_passes(plan, refs, refs.state, factored, lambda i: _pairwise(plan, refs, made, valid, i))
 
     @parts.at_last(plan)
     def _() -> None:
@@ -183,12 +201,12 @@ def _pairwise(plan: Plan, refs: Any, made: Any, valid: jax.Array | None, i: Any)
         return (weights * refs.scores[...]).astype(plan.dtype)
 
     for tile, lanes in parts.over_tiles(plan, i):
-        x = _load(refs, valid, lanes)
+        x = parts.load(refs.x, valid, slice(None), lanes)
         stepped = x * parts.spread(plan, refs.columns[...], parts.STEP, tile)
         heads = range(tile * plan.per_tile, (tile + 1) * plan.per_tile)
         within = parts.dot(jnp.concatenate([mixing(head) for head in heads], axis=0), stepped.astype(plan.dtype))
         y = parts.per_head(plan, [within[u * plan.chunk : (u + 1) * plan.chunk] for u in range(plan.per_tile)])
-        entered = parts.dot(refs.C_kept[...], refs.state[:, lanes].astype(plan.dtype))
+        entered = parts.dot(refs.C_kept[...], refs.kept_state[:, lanes].astype(plan.dtype))
         y += parts.spread(plan, refs.columns[...], parts.ENTER, tile) * entered
         if refs.other_a is not None:
             entered = parts.dot(refs.C_kept[...], refs.other_states[0, 0, :, lanes])

@@ -29,13 +29,12 @@ class Plan:
         rows: batch rows of one direction.
         length, chunk: positions.
         groups, heads, head_dim, state: as the kernels see them, padded; heads of one group.
-        span: tiles that one matmul takes side by side, where decays are factored.
         unroll: heads of one pass of the loop in a kernel.
         passes: passes of one block of heads, which is one step of the grid.
         dtype: of x, B, C and the operands of matmuls.
         masked: are there positions that count for nothing (the mask, or a last chunk that is not full)?
         vmem: bytes.
-        backward: span and passes of the backward pass.
+        backward_passes: the same of the backward pass.
     """
 
     directions: tuple[bool, ...]
@@ -47,18 +46,16 @@ class Plan:
     heads: int
     head_dim: int
     state: int
-    span: int
     unroll: int
     passes: int
     dtype: str
     masked: bool
     vmem: int
-    backward: tuple[int, int]
+    backward_passes: int
 
     @property
     def for_backward(self) -> Plan:
-        span, passes = self.backward
-        return replace(self, span=span, passes=passes)
+        return replace(self, passes=self.backward_passes)
 
     @property
     def chunks(self) -> int:
@@ -102,7 +99,7 @@ class Plan:
         Half of it is a factor of either sign beside numbers of any usual size. For float32 it is small: the error of a
         factor is that of its exponent, which is rounded relative to its own size.
         """
-        return 12.0 if self.dtype == "float32" else 110.0
+        return 4.0 if self.dtype == "float32" else 110.0
 
 
 def plan_for(
@@ -120,7 +117,6 @@ def plan_for(
     unroll = unrolled(heads, head_dim, tiles.unroll)
     rows = b * len(directions)
     padded_state = LANES * math.ceil(state / LANES)
-    tiles_per_pass = unroll * head_dim // max(LANES, head_dim)
 
     def passes(lanes: int) -> int:
         lanes = (lanes if dtype == "bfloat16" else lanes // 4) * LANES // padded_state
@@ -136,18 +132,13 @@ def plan_for(
         heads=heads,
         head_dim=head_dim,
         state=padded_state,
-        span=1,
         unroll=unroll,
         passes=passes(tiles.lanes),
         dtype=dtype,
         masked=masked or l % tiles.chunk != 0,
         vmem=tiles.vmem,
-        backward=(_most_dividing(tiles_per_pass, tiles.backward_span), passes(tiles.backward_lanes)),
+        backward_passes=passes(tiles.backward_lanes),
     )
-
-
-def _most_dividing(number: int, most: int) -> int:
-    return max(i for i in range(1, most + 1) if number % i == 0)
 
 
 def to_lanes(plan: Plan, x: jax.Array) -> jax.Array:

@@ -21,6 +21,8 @@ from dimba_kernels.tpu_call import interpreting
 LOG2E = 1.4426950408889634
 # columns of one pass, eight lanes each; sums are in units of log 2
 SUMS, STEP, AFTER, ENTER, TOTAL, COUNT = (SUBLANES * i for i in range(6))
+_PER_GROUP = LANES // (2 * SUBLANES)  # passes whose factors fit the lanes of one array
+ROWS = 2 * SUBLANES  # of one register of bfloat16
 _MOST = 126.0  # of powers of two that are finite and normal
 
 
@@ -75,45 +77,51 @@ def triangles(*masks: jax.Array) -> jax.Array:
     return jnp.concatenate([mask.astype(jnp.float32) for mask in masks], axis=1).astype(jnp.bfloat16)
 
 
-def write_factors(plan: Plan, direction: Any, refs: Any, a: Any, columns: Any, inverse: bool = False) -> None:
-    """Fill `columns` (groups, chunk, 128) for all passes of a block.
+def write_factors(plan: Plan, direction: Any, refs: Any, a: Any, columns: Any, logs: bool = False) -> None:
+    """Fill `columns` (groups, chunk, 128) for all passes of a block, two quantities of each.
 
     With s the sum of log decays up to a position in the direction of the scan, and m half that of the chunk:
-    exp(s - m), with which a position is acted upon; dt exp(m - s), with which it acts on those behind it; with
-    `inverse` also exp(m - s) and dt. Zeros in passes whose decays cannot be factored: they add nothing anywhere.
+    exp(s - m), with which a position is acted upon, and dt exp(m - s), with which it acts on those behind it. Or, with
+    `logs`, (s - m) / log 2 and dt. In passes whose decays cannot be factored they are, or make, numbers that add
+    nothing anywhere.
     """
     passes = plan.passes
     a = jnp.concatenate([eight_rows(a[0, i]) for i in range(passes)], axis=0) * LOG2E
     dt = jnp.concatenate([eight_rows(refs.dt[0, i]) for i in range(passes)], axis=0)
     sums = sums_along(a, triangles(direction * distance(plan) <= 0))
     log = jnp.clip(sums - jnp.sum(a, axis=1, keepdims=True) / 2, -_MOST, _MOST)
-    inverse_decay = jnp.exp2(-log)
-    quantities = [jnp.exp2(log), dt * inverse_decay, *([inverse_decay, dt] if inverse else [])]
-    per_group = LANES // (SUBLANES * len(quantities))
+    # 2^-126 underflows beside anything, its inverse is finite, and dt is 0
+    quantities = [(log, -_MOST), (dt, 0.0)] if logs else [(jnp.exp2(log), 0.0), (dt * jnp.exp2(-log), 0.0)]
     for group in range(columns.shape[0]):
-        members = range(group * per_group, min((group + 1) * per_group, passes))
+        members = range(group * _PER_GROUP, min((group + 1) * _PER_GROUP, passes))
         rows = [
-            jnp.where(refs.fits[0, 0, i, refs.chunk] == 1, value[i * SUBLANES : (i + 1) * SUBLANES], 0)
+            jnp.where(refs.fits[0, 0, i, refs.chunk] == 1, value[i * SUBLANES : (i + 1) * SUBLANES], otherwise)
             for i in members
-            for value in quantities
+            for value, otherwise in quantities
         ]
         columns[group, :, : len(rows) * SUBLANES] = jnp.concatenate(rows, axis=0).T
 
 
-def factor_scratch(plan: Plan, quantities: int) -> tuple[tuple[int, ...], Any]:
-    """For `columns` of `write_factors`, of two quantities or four."""
-    per_group = LANES // (SUBLANES * quantities)
-    return (-(-plan.passes // per_group), plan.chunk, LANES), jnp.float32
+def factor_scratch(plan: Plan) -> tuple[tuple[int, ...], Any]:
+    """For `columns` of `write_factors`."""
+    return (-(-plan.passes // _PER_GROUP), plan.chunk, LANES), jnp.float32
 
 
-def factors(
-    plan: Plan, columns: Any, i: int, span: int, wanted: tuple[int, ...] = (0, 1), quantities: int = 2
-) -> list[jax.Array]:
-    """Of the quantities of pass i those wanted, each head's over its lanes: (chunk, lanes of a span) each."""
-    per_group = LANES // (SUBLANES * quantities)
-    group = columns[i // per_group]
-    first = i % per_group * quantities * SUBLANES + span * plan.span * plan.per_tile
-    return [_gathered(plan, group, first + quantity * SUBLANES, plan.span) for quantity in wanted]
+def factors(plan: Plan, columns: Any, i: int, tile: int, rows: Any = slice(None)) -> list[jax.Array]:
+    """The two quantities of pass i at some positions, that of each head of a tile over its lanes: (rows, width)."""
+    group = columns[i // _PER_GROUP, rows]
+    first = i % _PER_GROUP * 2 * SUBLANES + tile * plan.per_tile
+    return [_gathered(plan, group, first + quantity * SUBLANES) for quantity in range(2)]
+
+
+def row_groups(count: int) -> list[slice]:
+    """A matrix by the rows of one bfloat16 register: what many steps do to it, they do to one group after the other."""
+    return [slice(first, first + ROWS) for first in range(0, count, ROWS)]
+
+
+def load(values: Any, valid: jax.Array | None, rows: slice, lanes: Any) -> jax.Array:
+    """Rows of a block of x or dy, in float32."""
+    return kept(None if valid is None else valid[rows], values[0, rows, lanes].astype(jnp.float32))
 
 
 def write_decays(plan: Plan, direction: Any, dt: jax.Array, a: jax.Array, columns: Any, rows: Any) -> None:
@@ -152,9 +160,9 @@ def spread(plan: Plan, columns: jax.Array, quantity: int, tile: int) -> jax.Arra
     return _gathered(plan, columns, quantity + tile * plan.per_tile)
 
 
-def _gathered(plan: Plan, columns: jax.Array, first: int, tiles_joined: int = 1) -> jax.Array:
+def _gathered(plan: Plan, columns: jax.Array, first: int) -> jax.Array:
     tiles = []
-    for start in range(0, tiles_joined * plan.width, LANES):
+    for start in range(0, plan.width, LANES):
         lane = start + jax.lax.broadcasted_iota(jnp.int32, columns.shape, 1)
         index = first + lane // plan.head_dim
         tiles.append(jnp.take_along_axis(columns, index, axis=1, mode="promise_in_bounds"))
@@ -187,11 +195,6 @@ def turned(value: jax.Array) -> jax.Array:
     return value.astype(jnp.float32).T.astype(value.dtype)
 
 
-def lanes_of(plan: Plan, i: Any, tile: int) -> Any:
-    """The lanes of a tile of pass i, in a block."""
-    return pl.ds(pl.multiple_of(i * plan.pass_lanes + tile * plan.width, LANES), plan.width)
-
-
 def at_first() -> Callable[[Callable[[], None]], None]:
     return pl.when(pl.program_id(2) == 0)
 
@@ -200,13 +203,20 @@ def at_last(plan: Plan) -> Callable[[Callable[[], None]], None]:
     return pl.when(pl.program_id(2) == plan.chunks - 1)
 
 
-def over_passes(plan: Plan, refs: Any, factored: Callable[[int], None], pairwise: Callable[[Any], None]) -> None:
+def over_passes(
+    plan: Plan, refs: Any, state: Any, factored: Callable[[], None], pairwise: Callable[[Any], None]
+) -> None:
     """`factored` for every pass of the block, then `pairwise` for those whose decays in this chunk do not fit it.
 
-    The former are unrolled: with the places known, the compiler lets the passes overlap.
+    The former are unrolled: with the places known, the compiler lets the passes overlap. They overwrite `state`; the
+    latter find it as it was in `refs.kept_state`.
     """
-    for i in range(plan.passes):
-        factored(i)
+
+    @pl.when(refs.fits[0, 0, plan.passes, refs.chunk] == 0)
+    def _() -> None:
+        refs.kept_state[...] = state[...]
+
+    factored()
 
     def one_pass(i: Any, carry: Any) -> Any:
         pl.when(refs.fits[0, 0, i, refs.chunk] == 0)(lambda: pairwise(i))
@@ -217,11 +227,19 @@ def over_passes(plan: Plan, refs: Any, factored: Callable[[int], None], pairwise
         jax.lax.fori_loop(0, plan.passes, one_pass, 0)
 
 
-def over_tiles(plan: Plan, i: Any, joined: int = 1) -> Iterator[tuple[int, Any]]:
-    """Each tile of pass i, or each `joined` of them, and its lanes in the block."""
-    for tile in range(plan.unroll // plan.per_tile // joined):
-        start: Any = i * plan.pass_lanes + tile * joined * plan.width
-        yield tile, pl.ds(start if isinstance(i, int) else pl.multiple_of(start, LANES), joined * plan.width)
+def over_tiles(plan: Plan, i: Any) -> Iterator[tuple[int, Any]]:
+    """Each tile of pass i, and its lanes in the block: a slice where i is a number, known to Mosaic."""
+    for tile in range(plan.unroll // plan.per_tile):
+        start = i * plan.pass_lanes + tile * plan.width
+        if isinstance(i, int):
+            yield tile, slice(start, start + plan.width)
+        else:
+            yield tile, pl.ds(pl.multiple_of(start, LANES), plan.width)
+
+
+def all_tiles(plan: Plan) -> list[tuple[int, int, Any]]:
+    """Pass, tile of it, and lanes, for the block."""
+    return [(i, tile, lanes) for i in range(plan.passes) for tile, lanes in over_tiles(plan, i)]
 
 
 def last_row(direction: Any, value: jax.Array) -> jax.Array:
@@ -240,14 +258,21 @@ def add_at_last(direction: Any, value: jax.Array, row: jax.Array) -> jax.Array:
     return jnp.concatenate([first, middle, last], axis=0)
 
 
-def head_sums(plan: Plan, value: jax.Array, span: int) -> jax.Array:
-    """Sums over the lanes of each head of a span, (chunk, lanes) -> (8, chunk), each in the row of its head.
+def in_parts(plan: Plan, value: jax.Array, exact: bool) -> list[jax.Array]:
+    """bfloat16 arrays whose sum is `value`, for `head_sums`: to 24 bits beside float32 inputs, and beside bfloat16 ones
+    to 16 bits if `exact`, else to 8."""
+    terms = _thirds(value) if plan.dtype == "float32" else _halves(value) if exact else [value]
+    return [term.astype(jnp.bfloat16) for term in terms]
 
-    A matmul of a few rows, since sums over lanes are slow: in two parts, good for 16 bits, beside bfloat16 inputs.
+
+def head_sums(plan: Plan, terms: list[jax.Array], tile: int) -> jax.Array:
+    """Sums over the lanes of each head of a tile, and of the parts: (rows, width) -> (8, rows), each in the row of its
+    head in the pass.
+
+    A matmul of a few rows, since sums over lanes are slow.
     """
-    shape = (SUBLANES, value.shape[1])
-    head = jax.lax.broadcasted_iota(jnp.int32, shape, 0) - span * plan.span * plan.per_tile
+    shape = (SUBLANES, plan.width)
+    head = jax.lax.broadcasted_iota(jnp.int32, shape, 0) - tile * plan.per_tile
     own = (jax.lax.broadcasted_iota(jnp.int32, shape, 1) // plan.head_dim == head).astype(jnp.float32)
-    terms = _thirds(value) if plan.dtype == "float32" else _halves(value)
     own = jnp.concatenate([own] * len(terms), axis=1).astype(jnp.bfloat16)
-    return dot(own, jnp.concatenate([term.astype(jnp.bfloat16) for term in terms], axis=1), transposed=True)
+    return dot(own, jnp.concatenate(terms, axis=1), transposed=True)

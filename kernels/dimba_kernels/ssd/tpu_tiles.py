@@ -17,7 +17,6 @@ class Tiles:
         lanes: at most this many (heads times head dim) in one block of heads; a quarter of it for float32. The passes
             over a block are unrolled, so that this is also the length of the program.
         backward_lanes: the same for the backward pass, whose program is three times as long.
-        backward_span: tiles of 128 lanes that one matmul of the backward pass takes side by side, at most.
         unroll: at most this many heads (8 or fewer) in one pass over a block.
         vmem: bytes of VMEM that a kernel may use.
     """
@@ -25,7 +24,6 @@ class Tiles:
     chunk: int = 128
     lanes: int = 4096
     backward_lanes: int = 4096
-    backward_span: int = 4
     unroll: int = 8
     vmem: int = 56 << 20
 
