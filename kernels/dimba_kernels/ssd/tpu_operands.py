@@ -50,5 +50,5 @@ class OperandShape(NamedTuple):
     @property
     def memory(self) -> Any:
         if self.dtype == "float32":
-            return pltpu.VMEM((self.rows, self.lanes), self.dtype)
+            return pltpu.VMEM((self.rows, self.lanes), jnp.dtype(self.dtype))
         return pltpu.VMEM((self.rows // 2, self.lanes), jnp.int32)

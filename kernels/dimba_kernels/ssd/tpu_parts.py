@@ -234,7 +234,7 @@ def over_tiles(plan: Plan, i: Any) -> Iterator[tuple[int, Any]]:
         if isinstance(i, int):
             yield tile, slice(start, start + plan.width)
         else:
-            yield tile, pl.ds(pl.multiple_of(start, LANES), plan.width)
+            yield tile, pl.ds(pl.multiple_of(start, LANES), plan.width)  # pyright: ignore[reportArgumentType]
 
 
 def all_tiles(plan: Plan) -> list[tuple[int, int, Any]]:
