@@ -65,7 +65,7 @@ def any_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _runnable(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Skips if a package is missing. The TPU interpreter is entered once a module, since it empties JAX's caches.
+    """Skips if a package is missing, and enters the TPU interpreter.
 
     XLA's float32 matmuls follow a setting, which on a GPU means TF32 by default. Kernels do not, and get none.
     """
