@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,19 +36,39 @@ def assert_agrees(run, implementation, arrays, dtype="float32", tolerance=None):
     assert_agreement(actual, reference, arrays, tolerance or TOLERANCE[dtype], looser=LOOSER[dtype])
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    ("l", "g", "chunk", "dtype"),
-    [
-        (1, 1, None, "float32"),
-        (13, 1, 5, "float32"),
-        (67, 2, 16, "float32"),
-        (67, 2, 16, "bfloat16"),
-    ],
-)
-def test_agrees_with_reference(implementation, reverse, l, g, chunk, dtype):
-    arrays = arguments(replace(SMALL, l=l, g=g), DTYPES[dtype])
-    assert_agrees(partial(ssd, reverse=reverse, chunk=chunk), implementation, arrays, dtype)
+class Case(NamedTuple):
+    l: int
+    b: int = 1
+    g: int = 1
+    dtype: str = "float32"
+    reverse: bool = False
+    chunk: int | None = None
+    mask: Callable[[int, int], jax.Array] | None = None
+    segments: bool = False
+    without: tuple[str, ...] = ()
+
+
+# every kind of argument in both directions and in both dtypes, not every product of them
+CASES = {
+    "one_position": Case(1),
+    "few_arguments": Case(13, reverse=True, chunk=5, without=("D", "h0")),
+    "groups": Case(67, g=2, chunk=16),
+    "segments": Case(67, segments=True),
+    "all_at_once": Case(67, g=2, reverse=True, mask=gaps, segments=True, chunk=16),
+    "right_padding": Case(29, b=2, reverse=True, mask=right_padding, chunk=16),
+    "bfloat16": Case(67, g=2, dtype="bfloat16", reverse=True, mask=gaps, segments=True, chunk=16),
+    "bfloat16_padded": Case(67, b=2, dtype="bfloat16", mask=right_padding, chunk=16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_reference(implementation, case):
+    l, b, g, dtype, reverse, chunk, mask, segments, without = CASES[case]
+    arrays = arguments(replace(SMALL, b=b, l=l, g=g), DTYPES[dtype])
+    for name in without:
+        del arrays[name]
+    seen = dict(mask=mask and mask(b, l), segments=packed(b, l) if segments else None)
+    assert_agrees(partial(ssd, reverse=reverse, chunk=chunk, **seen), implementation, arrays, dtype)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -69,19 +91,6 @@ def test_many_chunks_agree_with_reference(reverse):
     assert_agrees(partial(ssd, reverse=reverse, chunk=2, segments=packed(1, 67)), "xla", arrays)
 
 
-@pytest.mark.parametrize(("mask", "reverse"), [(right_padding, True), (gaps, False)])
-def test_masked_agrees_with_reference(implementation, reverse, mask):
-    arrays = arguments(replace(TINY, b=2, l=29, g=2))
-    assert_agrees(partial(ssd, reverse=reverse, chunk=16, mask=mask(2, 29)), implementation, arrays)
-
-
-@pytest.mark.parametrize(("reverse", "dtype"), [(False, "float32"), (True, "float32"), (True, "bfloat16")])
-def test_segments_agree_with_reference(implementation, reverse, dtype):
-    arrays = arguments(replace(SMALL, l=67), DTYPES[dtype])
-    run = partial(ssd, reverse=reverse, chunk=16, segments=packed(1, 67), mask=gaps(1, 67, seed=2))
-    assert_agrees(run, implementation, arrays, dtype)
-
-
 def test_segments_are_sequences_of_their_own(any_implementation):
     arrays = arguments(replace(TINY, l=21))
     run = jax.jit(partial(ssd, chunk=8, implementation=any_implementation))
@@ -92,13 +101,6 @@ def test_segments_are_sequences_of_their_own(any_implementation):
     ]
     np.testing.assert_allclose(whole, jnp.concatenate([y for y, _ in parts], axis=1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(h_last, parts[1][1], rtol=1e-4, atol=1e-5)
-
-
-def test_optional_inputs_left_out(implementation):
-    arrays = {name: value for name, value in arguments(TINY).items() if name in ("x", "dt", "A", "B", "C")}
-    assert_agrees(ssd, implementation, arrays)
-    if implementation == "xla":
-        assert_agrees(partial(ssd, chunk=4), implementation, arrays)
 
 
 @pytest.mark.parametrize(("mask", "reverse"), [(right_padding, True), (gaps, False)])
