@@ -79,8 +79,8 @@ def triton_call(
 ) -> tuple[jax.Array, ...]:
     """Launch a kernel whose parameters are pointers to `inputs`, pointers to `outputs`, then constants.
 
-    Every value that is no array is a compile-time constant. Outputs start uninitialised: a kernel must write all of
-    them. Arrays are contiguous, last axis fastest. Under `vmap` the launches follow one another.
+    Every value that is no array is a compile-time constant. Outputs start uninitialised: a kernel must write all
+    that is read of them. Arrays are contiguous, last axis fastest. Under `vmap` the launches follow one another.
 
     Args:
         unfinished: the outputs of an earlier launch, whose memory this one goes on to fill. The kernel has parameters

@@ -115,8 +115,7 @@ def two_cores(
     """
     pair = getattr(forward, "pair", None)
     where = getattr(forward, "implementation", None) or target_platform()
-    # in float32 a GPU's scans are XLA's (see `slower_than_xla` of dimba_kernels.ssd.gpu)
-    if pair is not None and (where == "tpu" or (where == "gpu" and left.dtype == jnp.bfloat16)):
+    if pair is not None and where in ("gpu", "tpu"):
         return pair(backward, left, right, mask, ahead, behind)
     y, state = forward(left, mask, ahead)
     y_back, _ = backward(right, mask, behind, reverse=True)

@@ -34,6 +34,9 @@ def in_order(profiles: Iterable[Any]) -> list[tuple[str, float]]:
     if not events or len(events) % RUNS:
         raise RuntimeError(f"the profiler saw {len(events)} kernels in {RUNS} runs; it needs an NVIDIA GPU and CUPTI")
     each = len(events) // RUNS
+    names = {tuple(name for _, name, _ in events[k : k + each]) for k in range(0, len(events), each)}
+    if len(names) > 1:
+        raise RuntimeError("the runs did not launch the same kernels in the same order: their times cannot be compared")
     return [(events[k][1], statistics.median(ns for _, _, ns in events[k::each]) * 1e-6) for k in range(each)]
 
 

@@ -79,7 +79,7 @@ def neighbours(
                 yield change, dataclasses.replace(value, **{field.name: inner})
         elif type(current) is int and (fields is None or name in fields):
             # stages count one by one, all else in powers of two
-            near = (current - 1, current + 1) if field.name == "stages" else (current // 2, current * 2)
+            near = (current - 1, current + 1) if field.name.endswith("stages") else (current // 2, current * 2)
             for number in options.get(name, near):
                 if number >= 1 and number != current:
                     yield f"{name}={number}", dataclasses.replace(value, **{field.name: number})

@@ -3,9 +3,9 @@
 Forward: a program keeps the states of a block of channels in registers and walks along the sequence. Where batch and
 channels are too few to fill the device the sequence is cut into segments: one kernel finds what each segment adds to
 the state, a second the states that enter the segments, and then all segments run at once. Backward: the forward pass
-saves the state every few positions, in float32, or in bfloat16 for bfloat16 inputs; segments again, for the gradients
-of the states, and within a segment the states between saved ones are computed anew. No intermediate is as large as
-(b, l, d, n).
+saves the state every few positions, in bfloat16 where u, B and C are that, else in float32; segments again, for the
+gradients of the states, and within a segment the states between saved ones are computed anew. No intermediate is as
+large as (b, l, d, n).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dimba_kernels.selective_scan.gpu_forward import (
 from dimba_kernels.selective_scan.gpu_tiles import Layout, Tiles, tiles
 from dimba_kernels.triton_call import triton_call
 
-_DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16")
 _MOST_STATES = 128
 
 
@@ -132,7 +132,7 @@ def _forward(statics: Statics, arrays: Arrays, save: bool) -> tuple[jax.Array, j
     start = None if h0 is None else h0.astype(jnp.float32)
     if segment < l:
         start = _enter(statics, arrays, plan.segments, segment, u, start, adjoint=False)
-    borders = jax.ShapeDtypeStruct((b, -(-l // plan.save), d, n), _saved_dtype(u)) if save else _float32(1)
+    borders = jax.ShapeDtypeStruct((b, -(-l // plan.save), d, n), _saved_dtype(arrays)) if save else _float32(1)
     constants = constants_of(arrays, statics, layout, segment)
     constants |= dict(SAVE=plan.save if save else 0, HAS_D=D is not None, HAS_START=start is not None)
     BC = packed(arrays, statics, layout, segment)
@@ -148,10 +148,11 @@ def _forward(statics: Statics, arrays: Arrays, save: bool) -> tuple[jax.Array, j
     return y, last, saved
 
 
-def _saved_dtype(u: jax.Array) -> jnp.dtype:
-    """Of saved states, and of the channel blocks' shares of B's and C's gradients: bfloat16 rounds them no worse than
-    the inputs they come from, and no error is carried from one to the next."""
-    return jnp.dtype(jnp.float32 if u.dtype == jnp.float32 else jnp.bfloat16)
+def _saved_dtype(arrays: Arrays) -> jnp.dtype:
+    """Of saved states, and of the channel blocks' shares of B's and C's gradients: bfloat16 where it rounds them no
+    worse than the inputs they come from, and no error is carried from one to the next."""
+    narrow = all(value.dtype == jnp.bfloat16 for value in (arrays.u, arrays.B, arrays.C))
+    return jnp.dtype(jnp.bfloat16 if narrow else jnp.float32)
 
 
 def _enter(
@@ -219,7 +220,7 @@ def _backward(statics: Statics, arrays: Arrays, saved: jax.Array, dy: jax.Array,
         [u, dt, A, BC, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), saved, dy, enter],
         [
             *like,
-            jax.ShapeDtypeStruct((blocks, *BC.shape), _saved_dtype(u)),
+            jax.ShapeDtypeStruct((blocks, *BC.shape), _saved_dtype(arrays)),
             _float32(b * count, d, n),
             none if D is None else _float32(b * count, d),
             none if bias is None else _float32(b * count, d),

@@ -111,6 +111,7 @@ def selective_scan_forward(
     start (b, segments, d, n) float32 holds the states that enter the segments. saved (b, L / SAVE, d, n) takes the
     state before every SAVE steps; SAVE = 0 saves none. last (b, d, n) is written by the last segment's program.
     """
+    tl.static_assert(SEGMENT % T == 0 and SAVE % T == 0)
     DB: tl.constexpr = W * DL * DT
     ROW: tl.constexpr = 2 * NL * NT
     SEGMENTS: tl.constexpr = (L + SEGMENT - 1) // SEGMENT

@@ -88,6 +88,12 @@ class Plan:
             both=static.shared and self.ways == 2,
             wide=wide,
         )
+        t, parts = self.tiles, self.tiles.gradient_parts
+        if self.h // self.g % t.heads or self.h // self.g % t.gradient_heads or self.h % (parts * t.gradient_heads):
+            raise ValueError(
+                f"ssd: tiles of heads={t.heads}, gradient_heads={t.gradient_heads} and gradient_parts={parts} do not "
+                f"divide {self.h} heads in {self.g} groups; choose divisors of a group's heads, and parts of blocks"
+            )
         self._sizes = dict(BATCH=self.b, L=self.l, H=self.h, P=self.p, G=self.g, N=self.n)
         self._flags = dict(DIRECTION=static.direction, SHARED=static.shared, HAS_MASK=inputs.mask is not None)
 
@@ -127,9 +133,8 @@ class Plan:
         Args:
             dy, end: the cotangents of y and h_last.
         """
-        return self._walks(
-            self.tiles.gradient_states, self.tiles.gradient_chunk, decays, dy, end[None], first, heads
-        )  # fmt: skip
+        tiles = self.tiles
+        return self._walks(tiles.gradient_states, tiles.gradient_chunk, decays, dy, end[None], first, heads)
 
     def _walks(
         self,

@@ -54,9 +54,10 @@ def tiles(
     few = b * h * ways < 256 and not wide
     walk = Walk(min(_power(n), 64 if few or n > 128 else 128), min(_power(p), 64), 8 if wide else 4, 3 if few else 2)
     heads = _divisor(h // g, 16)
-    # bytes of the states and their gradients: of several hundred MB half at a time
+    # bytes of the states and their gradients: from 200 MB on half of them at a time, if the heads can be halved
     states = 2 * ways * b * -(-l // gradient_chunk) * h * n * p * (4 if wide else 2)
-    parts = 2 if states > 200e6 and h // heads % 2 == 0 else 1
+    gradient_heads = next((size for size in range(heads, 4, -1) if h // g % size == h // size % 2 == 0), heads)
+    parts = 2 if states > 200e6 and h // gradient_heads % 2 == 0 else 1
     return Tiles(
         chunk=min(chunk, longest),
         states=walk,
@@ -65,7 +66,7 @@ def tiles(
         gradient_chunk=min(gradient_chunk, longest),
         gradient_parts=parts,
         gradient_states=replace(walk, p=min(walk.p, 32)) if few and parts > 1 else walk,
-        gradient_heads=heads,
+        gradient_heads=gradient_heads if parts == 2 else heads,
         gradient_warps=8 if n > 128 else 4,
         x_stages=1 if large or both else 2,
         b_stages=1 if large else 2,
