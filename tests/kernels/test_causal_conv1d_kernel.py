@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,23 +32,39 @@ def assert_agrees(run, implementation, arrays, dtype="float32"):
     assert_agreement(actual, reference, arrays, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    ("l", "k", "activation", "dtype"),
-    [
-        (1, 4, "silu", "float32"),
-        (7, 4, None, "float32"),
-        (13, 2, "silu", "float32"),
-        (67, 3, "silu", "float32"),
-        (67, 4, "silu", "bfloat16"),
-    ],
-)
-def test_agrees_with_reference(implementation, reverse, l, k, activation, dtype):
+class Case(NamedTuple):
+    l: int
+    k: int = 4
+    dtype: str = "float32"
+    reverse: bool = False
+    activation: str | None = "silu"
+    mask: Callable[[int, int], jax.Array] | None = None
+    segments: bool = False
+    without: tuple[str, ...] = ()
+
+
+# every kind of argument in both directions and in both dtypes, not every product of them
+CASES = {
+    "one_position": Case(1),
+    "shorter_than_the_window": Case(2, reverse=True, mask=right_padding, segments=True),
+    "few_arguments": Case(13, activation=None, without=("bias", "tail")),
+    "window_of_2": Case(13, k=2, reverse=True),
+    "window_of_3": Case(67, k=3, mask=gaps, segments=True),
+    "not_activated": Case(29, reverse=True, activation=None, mask=gaps),
+    "bfloat16": Case(67, dtype="bfloat16", mask=gaps),
+    "bfloat16_segments": Case(29, dtype="bfloat16", reverse=True, mask=right_padding, segments=True),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_reference(implementation, case):
+    l, k, dtype, reverse, activation, mask, segments, without = CASES[case]
     arrays = arguments(replace(TINY, l=l, k=k), DTYPES[dtype])
-    mask = gaps(2, l) if l in (7, 67) else None
-    assert_agrees(
-        partial(causal_conv1d, mask=mask, reverse=reverse, activation=activation), implementation, arrays, dtype
-    )
+    for name in without:
+        del arrays[name]
+    seen = dict(mask=mask and mask(2, l), segments=packed(2, l, mean=3) if segments else None)
+    run = partial(causal_conv1d, reverse=reverse, activation=activation, **seen)
+    assert_agrees(run, implementation, arrays, dtype)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -62,19 +80,6 @@ def test_random_shapes_agree_with_reference(implementation, seed):
     mask, segments = gaps(b, l, seed) if seed < 2 else None, packed(b, l, 20, seed) if seed > 0 else None
     run = partial(causal_conv1d, mask=mask, segments=segments, reverse=seed == 1, activation="silu")
     assert_agrees(run, implementation, arrays)
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("l", "dtype"), [(2, "float32"), (29, "float32"), (29, "bfloat16")])
-def test_segments_agree_with_reference(implementation, reverse, l, dtype):
-    arrays = arguments(replace(TINY, l=l), DTYPES[dtype])
-    run = partial(causal_conv1d, segments=packed(2, l, mean=3), mask=right_padding(2, l), reverse=reverse)
-    assert_agrees(partial(run, activation="silu"), implementation, arrays, dtype)
-
-
-def test_optional_inputs_left_out(implementation):
-    arrays = {name: value for name, value in arguments(TINY).items() if name in ("x", "w")}
-    assert_agrees(causal_conv1d, implementation, arrays)
 
 
 def test_by_hand(any_implementation):
@@ -152,14 +157,14 @@ def test_under_vmap_remat_and_scan(implementation):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "dtype", "reverse"),
     [
-        (Shape(b=3, l=1111, d=1000), "bfloat16"),
-        (Shape(b=1, l=777, d=96, k=3), "float32"),
-        (Shape(b=1, l=8191, d=128), "bfloat16"),
-        (Shape(b=64, l=24, d=160), "bfloat16"),
+        (Shape(b=3, l=1111, d=1000), "bfloat16", False),
+        (Shape(b=3, l=1111, d=1000), "bfloat16", True),
+        (Shape(b=1, l=777, d=96, k=3), "float32", True),
+        (Shape(b=1, l=8191, d=128), "bfloat16", False),
+        (Shape(b=64, l=24, d=160), "bfloat16", True),
     ],
 )
 def test_large_shapes(shape, dtype, reverse):

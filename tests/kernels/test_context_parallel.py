@@ -26,7 +26,9 @@ L = 32
 SSD = duality.Shape(b=2, l=L, h=4, p=3, n=5, g=2)
 S6 = s6.Shape(b=2, l=L, d=6, n=4)
 # runs of one part, of several, and of less than one
-SEGMENTS = jnp.asarray(np.cumsum(np.isin(np.arange(L), [[4, 20], [7, 9]]) | (np.arange(L) == [[31], [12]]), axis=1))
+SEGMENTS = jnp.asarray(
+    np.cumsum(np.isin(np.arange(L), [[4, 20], [7, 9]]) | (np.arange(L) == [[31], [12]]), axis=1), jnp.int32
+)
 
 
 def over_parts(run, **axes):
@@ -42,16 +44,23 @@ def assert_unchanged(run, arrays, tolerance=1e-5, looser=None, **axes):
     assert_agreement(split, partial(run, implementation="reference"), arrays, tolerance, looser)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("seen", [{}, {"mask": gaps(2, L), "segments": packed(2, L)}, {"segments": SEGMENTS}])
+@pytest.mark.parametrize(
+    ("seen", "reverse"),
+    [
+        ({}, False),
+        ({"mask": gaps(2, L), "segments": packed(2, L)}, True),
+        ({"segments": SEGMENTS}, False),
+        ({"segments": SEGMENTS}, True),
+    ],
+)
 def test_ssd(reverse, seen):
-    if seen:
-        seen = {name: value.astype(jnp.int32) if name == "segments" else value for name, value in seen.items()}
     assert_unchanged(partial(ssd, reverse=reverse, chunk=3, **seen), duality.arguments(SSD))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("seen", [{}, {"mask": right_padding(2, L), "segments": SEGMENTS.astype(jnp.int32)}])
+PADDED = {"mask": right_padding(2, L), "segments": SEGMENTS}
+
+
+@pytest.mark.parametrize(("seen", "reverse"), [({}, False), (PADDED, False), (PADDED, True)])
 def test_selective_scan(reverse, seen):
     raw = bool(seen)
     arrays = (s6.raw_arguments if raw else s6.arguments)(S6)
@@ -61,9 +70,8 @@ def test_selective_scan(reverse, seen):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_causal_conv1d(reverse):
     arrays = conv.arguments(conv.Shape(b=2, l=L, d=6))
-    assert_unchanged(partial(causal_conv1d, reverse=reverse, activation="silu"), arrays)
-    run = partial(causal_conv1d, reverse=reverse, mask=gaps(2, L), segments=packed(2, L))
-    assert_unchanged(run, arrays)
+    seen = {"mask": gaps(2, L), "segments": packed(2, L)} if reverse else {"segments": SEGMENTS}
+    assert_unchanged(partial(causal_conv1d, reverse=reverse, activation="silu", **seen), arrays)
 
 
 def test_optional_inputs_left_out():
@@ -90,12 +98,13 @@ def test_bfloat16():
     assert_unchanged(ssd, arrays, 1e-2, {"gradient A": 3e-2})
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_extreme_decays(reverse):
-    arrays = s6.arguments(S6)
+@pytest.mark.parametrize(("run", "reverse"), [(selective_scan, True), (ssd, False)])
+def test_extreme_decays(run, reverse):
+    """Decays from exp(-1e3) to 1 - 1e-6, mixed."""
+    arrays = s6.arguments(S6) if run is selective_scan else duality.arguments(SSD)
     exponents = np.random.default_rng(2).uniform(-6, 3, size=arrays["dt"].shape)
-    arrays |= {"dt": jnp.asarray((10.0**exponents).astype(np.float32)), "A": jnp.full((6, 4), -1.0)}
-    assert_unchanged(partial(selective_scan, reverse=reverse), arrays)
+    arrays |= {"dt": jnp.asarray((10.0**exponents).astype(np.float32)), "A": jnp.full(arrays["A"].shape, -1.0)}
+    assert_unchanged(partial(run, reverse=reverse), arrays)
 
 
 def test_parts_that_do_not_divide_stay_whole():
