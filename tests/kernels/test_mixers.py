@@ -41,7 +41,9 @@ def outputs_and_gradients(model, x, mask):
 
 
 @needs_triton
-@pytest.mark.parametrize(("name", "direction"), [("mamba", "untied"), ("mamba2", "untied"), ("mamba2", "shared")])
+@pytest.mark.parametrize(
+    ("name", "direction"), [("mamba", "untied"), ("mamba2", "untied"), ("mamba2", "tied"), ("mamba2", "shared")]
+)
 def test_gpu_kernels_change_nothing(name, direction):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8)).astype(np.float32))
     results = [
