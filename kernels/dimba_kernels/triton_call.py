@@ -91,6 +91,9 @@ def triton_call(
         stages: of software pipelining in the kernel's loops.
     """
     outputs = tuple(jax.ShapeDtypeStruct(output.shape, output.dtype) for output in outputs)
+    given = [(value.shape, value.dtype) for value in unfinished]
+    if unfinished and given != [(output.shape, output.dtype) for output in outputs]:
+        raise ValueError(f"{kernel.__name__}: unfinished outputs are {given}, not one of each of {outputs}")
     inputs = [*inputs, *unfinished]
     calls = getattr(_recorders, "calls", None)
     if calls is not None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from dimba_kernels import causal_conv1d, dispatch, ssd, target, tpu_call, triton_call
+from dimba_kernels.selective_scan import arg_specs as s6
 from dimba_kernels.ssd.arg_specs import SHAPES, arguments
 
 TINY = arguments(SHAPES["tiny"])
@@ -22,8 +23,6 @@ on_a_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="what a mac
 @pytest.fixture(autouse=True)
 def compiling(monkeypatch):
     """As in a process that interprets nothing."""
-    if HAS_TRITON:  # first, or it keeps the name that is patched here, and the interpreter gets a GPU's precision
-        importlib.import_module(f"{PACKAGE}.gpu")
     monkeypatch.setattr(triton_call, "interpreting", lambda: False)
 
 
@@ -51,6 +50,15 @@ def test_none_is_the_kernel_of_the_target():
 def test_none_supports_the_arguments():
     with target("gpu"), jax.enable_x64(True):
         assert chosen(x=jnp.asarray(np.ones((2, 13, 4, 3)))) == f"{PACKAGE}.xla"
+
+
+@needs_triton
+def test_float16_has_no_kernel_of_selective_scan():
+    with target("gpu"):
+        why = importlib.import_module("dimba_kernels.selective_scan.gpu").unsupported(
+            **{name: value.astype(jnp.float16) for name, value in s6.arguments(s6.SHAPES["tiny"]).items()}
+        )
+    assert why == "u is float16, not one of float32, bfloat16"
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu"])

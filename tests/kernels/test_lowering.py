@@ -1,4 +1,4 @@
-"""Every kernel compiles for its machine: for Hopper with hardly a register spilled, and for three TPU generations."""
+"""Every kernel compiles for its machine: for Hopper with no register spilled, and for three TPU generations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SPILLED = {"ssd_pair": 8}  # bytes a thread, of its gradients; the others spill nothing
 # nobody to ask what machine this is, and no other process to be kept off a chip
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -47,7 +46,7 @@ def test_gpu_kernels_compile_for_hopper(operation):
     kernels = compiled("gpu", operation)
     assert kernels.pop("lowered")
     large = {name: result for name, result in kernels.items() if name.startswith("issue bfloat16")}
-    spilled = {name: result for name, result in large.items() if result["spilled"] > SPILLED.get(operation, 0)}
+    spilled = {name: result for name, result in large.items() if result["spilled"] > 0}
     assert not spilled
     assert all(result["shared"] <= 227 * 1024 for result in kernels.values())
 

@@ -202,6 +202,17 @@ def test_gpu_kernels_in_segments_agree_with_reference(l, d, seen, reverse, forwa
         assert_agrees(partial(selective_scan, reverse=reverse, **rest), "gpu", arrays)
 
 
+def test_gpu_kernels_round_no_gradient_to_a_narrower_dtype_than_its_own():
+    """u alone in bfloat16: the shares of B's and C's gradients, and the saved states, stay in float32."""
+    pytest.importorskip("triton")
+    arrays = arguments(replace(TINY, l=40, d=16))
+    arrays["u"] = arrays["u"].astype(jnp.bfloat16)
+    reference = partial(selective_scan, implementation="reference")
+    # what comes out in bfloat16 is held to that, and dt's gradient has u as a factor
+    looser = {"output 0": 1e-2, "gradient u": 1e-2}
+    assert_agreement(partial(selective_scan, implementation="gpu"), reference, arrays, TOLERANCE["float32"], looser)
+
+
 def test_dtypes_of_the_results(any_implementation):
     for dtype in DTYPES.values():
         y, h_last = jax.eval_shape(partial(selective_scan, implementation=any_implementation), **arguments(TINY, dtype))

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dimba_kernels import ssd, ssd_bidirectional, ssd_pair
-from dimba_kernels.ssd.arg_specs import SHAPES, Shape, arguments, pair_arguments
+from dimba_kernels import ssd, ssd_pair
+from dimba_kernels.ssd.arg_specs import SHAPES, Shape, arguments
 from dimba_kernels.testing import (
     TOLERANCE,
     assert_agreement,
@@ -209,53 +209,6 @@ def test_large_shapes(shape, dtype, reverse):
     seen = {"mask": gaps(shape.b, shape.l), "segments": packed(shape.b, shape.l, 200)} if reverse else {}
     assert_agrees(partial(ssd, reverse=reverse, **seen), "gpu", arrays, dtype)
     assert_same_bits_twice(partial(ssd, reverse=reverse, implementation="gpu", **seen), arrays)
-
-
-@pytest.fixture
-def gpu_tiles(implementation):
-    if implementation != "gpu":
-        pytest.skip("a matter of the GPU kernels")
-    from dimba_kernels.ssd import gpu_tiles
-
-    return gpu_tiles
-
-
-@pytest.mark.parametrize(("form", "dtype"), [(ssd, "bfloat16"), (ssd_bidirectional, "float32"), (ssd_pair, "float32")])
-def test_gradients_of_heads_in_parts_are_those_of_all(form, dtype, gpu_tiles, monkeypatch):
-    """What large states do to the GPU's backward pass, on small ones."""
-    arrays = (pair_arguments if form is ssd_pair else arguments)(replace(SMALL, l=37, h=8, g=2), DTYPES[dtype])
-    seen = {"mask": gaps(1, 37), "segments": packed(1, 37)} | ({"reverse": True} if form is ssd else {})
-    if form is ssd_bidirectional:
-        del arrays["h0"]
-    whole, asked = gpu_tiles.tiles, []
-
-    def in_parts(parts):
-        def tiles(*args, **kwargs):
-            asked.append(parts)
-            return replace(whole(*args, **kwargs), gradient_parts=parts, gradient_heads=2)
-
-        monkeypatch.setattr(gpu_tiles, "tiles", tiles)
-        return outputs_and_gradients(lambda **arrays: form(**arrays, **seen, implementation="gpu"), arrays)
-
-    one, four = in_parts(1), in_parts(4)
-    assert {*asked} == {1, 4}
-    for name, value in one.items():
-        np.testing.assert_array_equal(np.asarray(value), np.asarray(four[name]), err_msg=name)
-
-
-def test_tiles_divide_the_heads_and_halve_large_states(gpu_tiles):
-    for h, g in ((60, 1), (48, 1), (80, 1), (45, 1), (61, 1), (24, 4), (32, 8), (2, 1)):
-        tiles = gpu_tiles.tiles("", b=8, l=4096, h=h, g=g, p=64, n=128, ways=1, both=False, wide=False)
-        assert h // g % tiles.heads == h // g % tiles.gradient_heads == 0
-        assert h % (tiles.gradient_parts * tiles.gradient_heads) == 0
-        assert tiles.gradient_parts == (2 if h in (60, 48, 80) else tiles.gradient_parts)
-
-
-def test_tiles_that_do_not_divide_the_heads_are_refused(gpu_tiles, monkeypatch):
-    whole = gpu_tiles.tiles
-    monkeypatch.setattr(gpu_tiles, "tiles", lambda *args, **kwargs: replace(whole(*args, **kwargs), gradient_heads=3))
-    with pytest.raises(ValueError, match="gradient_heads=3 and gradient_parts=1 do not divide 4 heads in 1 groups"):
-        ssd(**arguments(replace(SMALL, h=4)), implementation="gpu")
 
 
 def test_errors_name_the_value():

@@ -17,7 +17,7 @@ def kernel_times(run: Callable[[], Any]) -> list[tuple[str, float]]:
     """The kernels of one run in the order of their launch, with their median milliseconds over `RUNS` runs.
 
     Raises:
-        RuntimeError: the profiler saw no kernels, or not as many in every run.
+        RuntimeError: the profiler saw no kernels, or not the same in every run.
     """
     jax.block_until_ready(run())
     with tempfile.TemporaryDirectory() as folder:

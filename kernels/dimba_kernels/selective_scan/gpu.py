@@ -1,4 +1,4 @@
-"""`selective_scan` in Triton kernels, for GPUs of compute capability 8 and above.
+"""`selective_scan` on a GPU: Triton kernels, forward and backward.
 
 Forward: a program keeps the states of a block of channels in registers and walks along the sequence. Where batch and
 channels are too few to fill the device the sequence is cut into segments: one kernel finds what each segment adds to

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dimba_kernels import triton_call
 from dimba_kernels.dispatch import resets
 from dimba_kernels.selective_scan.gpu_tiles import Layout
-from dimba_kernels.triton_call import interpreting
 
 
 class Arrays(NamedTuple):
@@ -58,7 +58,7 @@ def constants_of(arrays: Arrays, statics: Statics, layout: Layout, segment: int)
         REVERSE=statics.reverse,
         V=layout.side_by_side(n),
         EVEN=l % segment == 0 and d % layout.block(n) == 0,
-        FAST=not interpreting(),
+        FAST=not triton_call.interpreting(),
     )
 
 

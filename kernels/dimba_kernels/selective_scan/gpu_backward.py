@@ -28,7 +28,6 @@ from dimba_kernels.selective_scan.gpu_rows import (
     over_states_spread,
     run_rows,
     run_rows_back,
-    run_rows_kept,
     settled,
     spread,
     spread_channels,
@@ -161,13 +160,13 @@ def selective_scan_backward(
                 if FLAGS:
                     exponent += forget0[None, :, None, None, None, None, None]
                 added = spread_channels(dt0 * u0, T, DT, W, DL) * narrow_tile(BC_p - T * ROW)
-                _before, _after, h = run_rows(apart(tl.exp2(exponent)), added, settled(h), T)
+                _kept, _after, h = run_rows(apart(tl.exp2(exponent)), added, settled(h), T)
 
         exponent = dt6 * A
         if FLAGS:
             exponent += forget[None, :, None, None, None, None, None]
         decay = apart(tl.exp2(exponent))
-        kept, after = run_rows_kept(decay, x6 * B, settled(h), T)
+        kept, after, _last = run_rows(decay, x6 * B, settled(h), T)
         kept, after = apart(kept), apart(after)
         store_sums(dBC_p + NL * NT, after * dy6, T, NT, W, NL, DL)
         if HAS_Z:

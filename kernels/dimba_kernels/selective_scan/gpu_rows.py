@@ -204,42 +204,22 @@ def _joined(x, y):
 @triton.jit
 def _run(decay, added, state, T: tl.constexpr):
     if T == 1:
-        after = apart(decay * state + added)
-        return state, after, after
-    else:
-        decay0, decay1 = _halves(decay)
-        added0, added1 = _halves(added)
-        before0, after0, state = _run(decay0, added0, state, T // 2)
-        before1, after1, state = _run(decay1, added1, state, T // 2)
-        return _joined(before0, before1), _joined(after0, after1), state
-
-
-@triton.jit
-def run_rows(decay, added, state, T: tl.constexpr):
-    """state <- decay state + added, row after row: the states before and after each row, and the last one."""
-    return _run(decay, apart(added), state, T)
-
-
-@triton.jit
-def _run_kept(decay, added, state, T: tl.constexpr):
-    if T == 1:
         kept = apart(decay * state)
         after = apart(kept + added)
         return kept, after, after
     else:
         decay0, decay1 = _halves(decay)
         added0, added1 = _halves(added)
-        kept0, after0, state = _run_kept(decay0, added0, state, T // 2)
-        kept1, after1, state = _run_kept(decay1, added1, state, T // 2)
+        kept0, after0, state = _run(decay0, added0, state, T // 2)
+        kept1, after1, state = _run(decay1, added1, state, T // 2)
         return _joined(kept0, kept1), _joined(after0, after1), state
 
 
 @triton.jit
-def run_rows_kept(decay, added, state, T: tl.constexpr):
-    """`run_rows`, but returns what each row keeps of the state before it, and the states after: where both are wanted,
-    an instruction an element fewer, because what is added can be the FMA's product."""
-    kept, after, _ = _run_kept(decay, apart(added), state, T)
-    return kept, after
+def run_rows(decay, added, state, T: tl.constexpr):
+    """state <- decay state + added, row after row: what each row keeps of the state before it, the states after each
+    row, and the last one."""
+    return _run(decay, apart(added), state, T)
 
 
 @triton.jit

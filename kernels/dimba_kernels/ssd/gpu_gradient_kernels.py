@@ -30,7 +30,7 @@ def chunk_gradients(
     scales,  # (ways, b, h, chunks) float32
     first,  # (1,) int32: of the heads that this launch takes
     states,  # (2, ways, b, chunks, heads, n, p): entering states, and the gradients of the states at the other end
-    dx_before,  # what another launch has written of the outputs, which are the same memory
+    dx_before,  # not used, nor the next eight: the outputs' memory, with what another launch has written to it
     ddt_before,
     dD_before,
     crossing_before,
@@ -75,13 +75,13 @@ def chunk_gradients(
     WAYS: tl.constexpr = 2 if DIRECTION == 2 else 1
     BLOCKS: tl.constexpr = H // G // HEADS
     KEEP: tl.constexpr = HAS_MASK or L % Q != 0
-    OTHER: tl.constexpr = WAYS * BATCH * CHUNKS * LOCAL * N * P
-    VECTORS: tl.constexpr = BATCH * H * CHUNKS * Q  # from a vector of the forward direction to the reverse one's
-    STATES: tl.constexpr = BATCH * CHUNKS * LOCAL * N * P
+    TO_GRADIENTS: tl.constexpr = WAYS * BATCH * CHUNKS * LOCAL * N * P
+    TO_REVERSE: tl.constexpr = BATCH * H * CHUNKS * Q
+    STATES_TO_REVERSE: tl.constexpr = BATCH * CHUNKS * LOCAL * N * P
     TWICE: tl.constexpr = 2 if BOTH else 1
     first_head = tl.load(first)
-    heads = first_head // HEADS + tl.program_id(0) // 3
-    group = heads // BLOCKS
+    head_block = first_head // HEADS + tl.program_id(0) // 3
+    group = head_block // BLOCKS
     c = tl.program_id(1).to(tl.int64)
     line = tl.program_id(2).to(tl.int64)  # of ([ways,] b)
     inside = tl.arange(0, Q)
@@ -106,14 +106,14 @@ def chunk_gradients(
         own = tl.sum(tl.where(diagonal, scores, 0.0), axis=1) * TWICE
         scores = tl.where(diagonal if BOTH else (earlier == reverse) | diagonal, 0.0, scores)
         for k in tl.range(HEADS, num_stages=X_STAGES):
-            head = heads * HEADS + k
+            head = head_block * HEADS + k
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + OTHER + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P)
+            state_at = states + TO_GRADIENTS + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P)
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dy_c = load_rows(dy + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
-            weights = scores * _decays(sums, counts, at, -1.0, earlier, VECTORS, BOTH, RESETS)
+            weights = scores * _decays(sums, counts, at, -1.0, earlier, TO_REVERSE, BOTH, RESETS)
             products = product(x_c, tl.trans(dy_c), None, PRECISION)
             products_own = tl.sum(tl.where(diagonal, products, 0.0), axis=1)
             terms = products * weights
@@ -133,21 +133,21 @@ def chunk_gradients(
                     begun = tl.where(diagonal, 0.0, (earlier == backward).to(tl.float32))
                     across = product(begun, terms, None, PRECISION)
                     over = tl.where((earlier != backward) | diagonal, across, 0.0)
-                    tl.store(crossing + way * VECTORS + at, tl.sum(over, axis=1))
+                    tl.store(crossing + way * TO_REVERSE + at, tl.sum(over, axis=1))
             else:  # of pairs that end here, less those that begin here: their running sum is the same
                 end = tl.sum(terms, axis=0)
                 if BOTH:
                     forward = tl.where(earlier, terms, 0.0)
                     difference = tl.sum(forward, axis=0) - tl.sum(forward, axis=1)
                     tl.store(crossing + at, difference)
-                    tl.store(crossing + VECTORS + at, end - begin * dt_at - difference)
+                    tl.store(crossing + TO_REVERSE + at, end - begin * dt_at - difference)
                 else:
                     tl.store(crossing + at, end - begin * dt_at)
             for way in tl.range(TWICE):  # unrolled, it would spill
-                dh_c = load_rows(state_at + way * STATES, n, columns, P, n < N, N < BN, P, BP)
-                dx_out = product(B_c, dh_c, None, PRECISION) * tl.load(leave + way * VECTORS + at)[:, None]
+                dh_c = load_rows(state_at + way * STATES_TO_REVERSE, n, columns, P, n < N, N < BN, P, BP)
+                dx_out = product(B_c, dh_c, None, PRECISION) * tl.load(leave + way * TO_REVERSE + at)[:, None]
                 sum_out = tl.sum(x_c.to(tl.float32) * dx_out, axis=1)
-                tl.store(leaving + way * VECTORS + at, sum_out * dt_at)
+                tl.store(leaving + way * TO_REVERSE + at, sum_out * dt_at)
                 ddt_c += sum_out
                 dx_c += dx_out * dt_at[:, None]
             tl.store(ddt + at, ddt_c)
@@ -159,29 +159,33 @@ def chunk_gradients(
     elif tl.program_id(0) % 3 == 1:  # what leaves the chunk and what goes through it: dB
         total = tl.zeros((Q, BN), tl.float32)
         for k in tl.range(HEADS * TWICE, num_stages=B_STAGES):
-            head = heads * HEADS + k // TWICE
+            head = head_block * HEADS + k // TWICE
             way = k % TWICE
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P) + way * STATES
+            state_at = states + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P) + way * STATES_TO_REVERSE
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             h_c = load_rows(state_at, n, columns, P, n < N, N < BN, P, BP)
-            dh_c = load_rows(state_at + OTHER, n, columns, P, n < N, N < BN, P, BP)
-            to_end = tl.load(leave + way * VECTORS + at) * tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
+            dh_c = load_rows(state_at + TO_GRADIENTS, n, columns, P, n < N, N < BN, P, BP)
+            to_end = tl.load(leave + way * TO_REVERSE + at) * tl.load(
+                dt + row * L + c * Q + inside, mask=here, other=0.0
+            )
             x_out = (x_c.to(tl.float32) * to_end[:, None]).to(x_c.dtype)
             total = product(x_out, tl.trans(dh_c), total, PRECISION)
             scale_at = way * (BATCH * H * CHUNKS) + row * CHUNKS + c
             passing = tl.load(scales + scale_at) * tl.sum(h_c.to(tl.float32) * dh_c.to(tl.float32))
             tl.store(through + scale_at, passing)
         tl.store(
-            dB + (line * 2 * BLOCKS + heads % BLOCKS) * partial + block, total.to(dB.dtype.element_ty), mask=in_block
+            dB + (line * 2 * BLOCKS + head_block % BLOCKS) * partial + block,
+            total.to(dB.dtype.element_ty),
+            mask=in_block,
         )
     else:  # pairs as (i, j): dC, and of dB what stays in the chunk
         C_c = load_rows(C + rows, inside, n, G * N, keep, KEEP, N, BN)
         dscores = tl.zeros((Q, Q), tl.float32)
         total = tl.zeros((Q, BN), tl.float32)
         for k in tl.range(HEADS, num_stages=C_STAGES):
-            head = heads * HEADS + k
+            head = head_block * HEADS + k
             row = line * H + head
             at = row * (CHUNKS * Q) + c * Q + inside
             state_at = states + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P)
@@ -189,13 +193,13 @@ def chunk_gradients(
             dy_c = load_rows(dy + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
             for way in tl.static_range(TWICE):
-                h_c = load_rows(state_at + way * STATES, n, columns, P, n < N, N < BN, P, BP)
-                to_here = tl.load(enter + way * VECTORS + at)
+                h_c = load_rows(state_at + way * STATES_TO_REVERSE, n, columns, P, n < N, N < BN, P, BP)
+                to_here = tl.load(enter + way * TO_REVERSE + at)
                 dy_in = dy_c.to(tl.float32) * to_here[:, None]
                 total = product(dy_in.to(x_c.dtype), tl.trans(h_c), total, PRECISION)
                 y_in = product(C_c, h_c, None, PRECISION)
-                tl.store(entering + way * VECTORS + at, tl.sum(dy_in * y_in, axis=1))
-            decay = _decays(sums, counts, at, 1.0, earlier == 0, VECTORS, BOTH, RESETS)
+                tl.store(entering + way * TO_REVERSE + at, tl.sum(dy_in * y_in, axis=1))
+            decay = _decays(sums, counts, at, 1.0, earlier == 0, TO_REVERSE, BOTH, RESETS)
             dscores += product(dy_c, tl.trans(x_c), None, PRECISION) * (decay * dt_at[None, :])
         if BOTH:  # the diagonal belongs to both directions
             dscores = tl.where(diagonal, 2 * dscores, dscores)
@@ -204,13 +208,12 @@ def chunk_gradients(
         dscores = dscores.to(x.dtype.element_ty)
         B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
         dC_c = product(dscores, B_c, total, PRECISION)
-        tl.store(dC + (line * BLOCKS + heads % BLOCKS) * partial + block, dC_c.to(dC.dtype.element_ty), mask=in_block)
-        dB_c = product(tl.trans(dscores), C_c, None, PRECISION)
         tl.store(
-            dB + ((line * 2 + 1) * BLOCKS + heads % BLOCKS) * partial + block,
-            dB_c.to(dB.dtype.element_ty),
-            mask=in_block,
+            dC + (line * BLOCKS + head_block % BLOCKS) * partial + block, dC_c.to(dC.dtype.element_ty), mask=in_block
         )
+        dB_c = product(tl.trans(dscores), C_c, None, PRECISION)
+        to = dB + ((line * 2 + 1) * BLOCKS + head_block % BLOCKS) * partial + block
+        tl.store(to, dB_c.to(dB.dtype.element_ty), mask=in_block)
 
 
 @triton.jit

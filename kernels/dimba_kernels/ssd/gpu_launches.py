@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from dimba_kernels import triton_call as calls
 from dimba_kernels.ssd import gpu_tiles
 from dimba_kernels.ssd.gpu_decay_kernels import chunk_decays, decay_gradients
 from dimba_kernels.ssd.gpu_gradient_kernels import chunk_gradients
 from dimba_kernels.ssd.gpu_output_kernels import chunk_outputs
 from dimba_kernels.ssd.gpu_state_kernels import chunk_states
-from dimba_kernels.triton_call import interpreting, triton_call
+from dimba_kernels.triton_call import triton_call
 
 FORWARD, REVERSE, BOTH = 0, 1, 2
 
@@ -72,7 +72,9 @@ class Plan:
         self.ways = 2 if static.direction == BOTH else 1
         self.lines = self.b if static.shared else 2 * self.b
         self.wide = wide = inputs.x.dtype == jnp.float32
-        self._precision = "tf32x3" if wide else "ieee" if interpreting() else "tf32"  # no matter to bfloat16 on a GPU
+        self._precision = (
+            "tf32x3" if wide else "ieee" if calls.interpreting() else "tf32"
+        )  # no matter to bfloat16 on a GPU
         # without resets a decay that ends all is e**-40 and costs sums their last digits, which bfloat16 lacks
         self.resets = wide or static.segments
         kind = jax.devices()[0].device_kind if jax.default_backend() == "gpu" else "NVIDIA H200"
@@ -88,10 +90,10 @@ class Plan:
             both=static.shared and self.ways == 2,
             wide=wide,
         )
-        t, parts = self.tiles, self.tiles.gradient_parts
-        if self.h // self.g % t.heads or self.h // self.g % t.gradient_heads or self.h % (parts * t.gradient_heads):
+        heads, each, parts = self.tiles.heads, self.tiles.gradient_heads, self.tiles.gradient_parts
+        if self.h // self.g % heads or self.h // self.g % each or self.h % (parts * each):
             raise ValueError(
-                f"ssd: tiles of heads={t.heads}, gradient_heads={t.gradient_heads} and gradient_parts={parts} do not "
+                f"ssd: tiles of heads={heads}, gradient_heads={each} and gradient_parts={parts} do not "
                 f"divide {self.h} heads in {self.g} groups; choose divisors of a group's heads, and parts of blocks"
             )
         self._sizes = dict(BATCH=self.b, L=self.l, H=self.h, P=self.p, G=self.g, N=self.n)
@@ -149,13 +151,12 @@ class Plan:
         chunks, walks, inputs = self.chunks(Q), 1 if dy is None else 2, self.inputs
         b, p, n = self.b, self.p, self.n
         BN, BP = gpu_tiles.block(walk.n), gpu_tiles.block(walk.p)
-        nothing = self._or_empty(None)
         states, last = triton_call(
             chunk_states,
             [
                 inputs.x, inputs.x if dy is None else dy, inputs.B, inputs.C, self._or_empty(inputs.mask, jnp.int8),
                 decays.leave, decays.enter, decays.scales,
-                self._or_empty(inputs.h0), nothing if end is None else end, first,
+                self._or_empty(inputs.h0), self._or_empty(end), first,
             ],
             [
                 jax.ShapeDtypeStruct((walks, self.ways, b, chunks, heads, n, p), inputs.x.dtype),
@@ -258,4 +259,4 @@ def _float32(*shape: int) -> jax.ShapeDtypeStruct:
 
 def _rows(chunks: int) -> int:
     """Chunks that one program of the position-wise kernels takes."""
-    return min(16, 1 << math.ceil(math.log2(chunks)))
+    return min(16, 1 << (chunks - 1).bit_length())

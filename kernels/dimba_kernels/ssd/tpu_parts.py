@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from dimba_kernels import tpu_call
 from dimba_kernels.ssd.tpu_layout import FLOOR, SUBLANES, Plan
 from dimba_kernels.ssd.tpu_tiles import LANES
-from dimba_kernels.tpu_call import interpreting
 
 LOG2E = 1.4426950408889634
 # columns of one pass, eight lanes each; sums are in units of log 2
@@ -42,9 +42,11 @@ def distance(plan: Plan) -> jax.Array:
 def dot(a: jax.Array, b: jax.Array, transposed: bool = False) -> jax.Array:
     """a @ b, or a @ b.T, in float32; of float32 operands to float32 accuracy."""
     wide = a.dtype == jnp.float32
-    if interpreting() and not wide:  # XLA's CPU backend refuses some of these products; the float32 ones are equal
+    if (
+        tpu_call.interpreting() and not wide
+    ):  # XLA's CPU backend refuses some of these products; the float32 ones are equal
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    precision = jax.lax.Precision.HIGHEST if wide or interpreting() else jax.lax.Precision.DEFAULT
+    precision = jax.lax.Precision.HIGHEST if wide or tpu_call.interpreting() else jax.lax.Precision.DEFAULT
     dimensions = (((1,), (1 if transposed else 0,)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
