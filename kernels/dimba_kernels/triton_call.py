@@ -83,8 +83,8 @@ def triton_call(
     that is read of them. Arrays are contiguous, last axis fastest. Under `vmap` the launches follow one another.
 
     Args:
-        unfinished: the outputs of an earlier launch, whose memory this one goes on to fill. The kernel has parameters
-            for them between inputs and outputs, and does not use them.
+        unfinished: the first outputs of an earlier launch, whose memory this one goes on to fill. The kernel has
+            parameters for them between inputs and outputs, and does not use them.
         grid: programs along up to three axes.
         constants: by parameter name; `tl.constexpr` in the kernel.
         warps: of 32 threads, a program.
@@ -92,8 +92,8 @@ def triton_call(
     """
     outputs = tuple(jax.ShapeDtypeStruct(output.shape, output.dtype) for output in outputs)
     given = [(value.shape, value.dtype) for value in unfinished]
-    if unfinished and given != [(output.shape, output.dtype) for output in outputs]:
-        raise ValueError(f"{kernel.__name__}: unfinished outputs are {given}, not one of each of {outputs}")
+    if given != [(output.shape, output.dtype) for output in outputs[: len(given)]]:
+        raise ValueError(f"{kernel.__name__}: unfinished outputs are {given}, not the first of {outputs}")
     inputs = [*inputs, *unfinished]
     calls = getattr(_recorders, "calls", None)
     if calls is not None:

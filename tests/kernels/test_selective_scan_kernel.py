@@ -182,14 +182,15 @@ def test_two_halves_with_carried_state_are_the_whole(any_implementation, reverse
     ("l", "d", "seen", "reverse", "forward", "backward", "save"),
     [
         (67, 6, True, False, (8, 4, 1, 1), (8, 4, 1, 1), 16),
-        (67, 6, False, True, (16, 1, 1, 1), (16, 2, 1, 1), 16),
+        (67, 6, False, True, (16, 1, 1, 1), (4, 2, 1, 1), 16),
         (64, 8, False, False, (16, 2, 1, 1), (8, 1, 1, 2), 16),
-        (64, 16, True, True, (8, 1, 2, 2), (8, 4, 1, 1), 8),
-        (67, 40, True, False, (8, 4, 1, 1), (4, 2, 2, 2), 8),
+        (64, 16, True, True, (8, 1, 2, 2), (4, 4, 1, 1), 8),
+        (67, 40, True, False, (8, 4, 1, 1), (4, 2, 2, 2), 16),
     ],
 )
 def test_gpu_kernels_in_segments_agree_with_reference(l, d, seen, reverse, forward, backward, save):
-    """The sequence is cut, into equal parts or not; the layouts are some that a search may choose."""
+    """The sequence is cut, into equal parts or not, and so are the channels; the layouts are some that a search may
+    choose."""
     pytest.importorskip("triton")
     from dimba_kernels.bench import tune
     from dimba_kernels.selective_scan.gpu_tiles import Layout, Tiles
@@ -197,7 +198,7 @@ def test_gpu_kernels_in_segments_agree_with_reference(l, d, seen, reverse, forwa
     rest = dict(mask=gaps(1, l, seed=2), segments=packed(1, l, 20)) if seen else dict(dt_softplus=True)
     arrays = (arguments if seen else raw_arguments)(replace(TINY, l=l, d=d))
     layout = Layout(*forward)
-    cut = Tiles(layout, layout, Layout(*backward), save, forward_segment=16, backward_segment=32)
+    cut = Tiles(layout, layout, Layout(*backward), save, forward_segment=16, backward_segment=32, backward_parts=2)
     with tune.tiles("selective_scan", lambda *_: cut):
         assert_agrees(partial(selective_scan, reverse=reverse, **rest), "gpu", arrays)
 

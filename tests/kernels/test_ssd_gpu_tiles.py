@@ -75,5 +75,5 @@ def test_tiles_that_do_not_divide_the_heads_are_refused_by_gpu_kernels(changes, 
 
 def test_unfinished_outputs_must_be_those_of_the_launch():
     output = jax.ShapeDtypeStruct((2, 3), jnp.float32)
-    with pytest.raises(ValueError, match="chunk_decays: unfinished outputs are .*not one of each"):
+    with pytest.raises(ValueError, match="chunk_decays: unfinished outputs are .*not the first of"):
         triton_call(chunk_decays, [], [output], grid=(1,), constants={}, unfinished=[jnp.zeros((3, 2))])

@@ -210,28 +210,37 @@ def _backward(statics: Statics, arrays: Arrays, saved: jax.Array, dy: jax.Array,
     enter = dlast.astype(jnp.float32)
     if count > 1:
         enter = _enter(statics, arrays, plan.segments, segment, dy, enter, adjoint=True)
-    like = [jax.ShapeDtypeStruct(value.shape, value.dtype) for value in (u, dt, u if z is None else z)]
     none = _float32(1)
-    if z is None:
-        like[2] = none
+    outputs = [
+        *(jax.ShapeDtypeStruct(value.shape, value.dtype) for value in (u, dt)),
+        none if z is None else jax.ShapeDtypeStruct(z.shape, z.dtype),
+        _float32(b * count, d, n),
+        none if D is None else _float32(b * count, d),
+        none if bias is None else _float32(b * count, d),
+        _float32(b, d, n),
+    ]
     BC = packed(arrays, statics, layout, segment)
-    du, ddt, dz, dBC, dA, dD, dbias, dstart = triton_call(
-        selective_scan_backward,
-        [u, dt, A, BC, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), saved, dy, enter],
-        [
-            *like,
-            jax.ShapeDtypeStruct((blocks, *BC.shape), _saved_dtype(arrays)),
-            _float32(b * count, d, n),
-            none if D is None else _float32(b * count, d),
-            none if bias is None else _float32(b * count, d),
-            _float32(b, d, n),
-        ],
-        grid=(blocks, b, count),
-        constants=constants_of(arrays, statics, layout, segment) | dict(SAVE=plan.save, HAS_D=D is not None),
-        warps=layout.warps,
-        stages=1,
-    )
-    dB, dC = unpacked(dBC.sum(0, dtype=jnp.float32), statics, l, n)
+    found, dBC = [jnp.zeros(1, output.dtype) for output in outputs], jnp.zeros(BC.shape, jnp.float32)
+    some = -(-blocks // plan.backward_parts)
+    for first in range(0, blocks, some):
+        at = jnp.full(1, first, jnp.int32)
+        if first:  # or XLA might keep the shares of all parts before it sums the first
+            at, dBC = jax.lax.optimization_barrier((at, dBC))
+        part = min(some, blocks - first)
+        *found, shares = triton_call(
+            selective_scan_backward,
+            [u, dt, A, BC, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), saved, dy, enter, at]
+            + ([] if first else found),
+            [*outputs, jax.ShapeDtypeStruct((part, *BC.shape), _saved_dtype(arrays))],
+            grid=(part, b, count),
+            constants=constants_of(arrays, statics, layout, segment) | dict(SAVE=plan.save, HAS_D=D is not None),
+            warps=layout.warps,
+            stages=1,
+            unfinished=found if first else (),
+        )
+        dBC = dBC + shares.sum(0, dtype=jnp.float32)
+    du, ddt, dz, dA, dD, dbias, dstart = found
+    dB, dC = unpacked(dBC, statics, l, n)
     return Arrays(
         u=du,
         dt=ddt,

@@ -42,22 +42,23 @@ from dimba_kernels.selective_scan.gpu_steps import sigmoid, step_size
 
 @triton.jit
 def load_saved(
-    p, first, L: tl.constexpr, D: tl.constexpr, N: tl.constexpr, SAVE: tl.constexpr, NT: tl.constexpr,
+    p, block, first, L: tl.constexpr, D: tl.constexpr, N: tl.constexpr, SAVE: tl.constexpr, NT: tl.constexpr,
     DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """The state before the block of SAVE steps in which step `first` is: [NL, DL, W, DT, 1, NT], in its dtype."""
-    at, exists = state_offsets_on_tile(D, N, NT, DT, W, NL, DL)
+    at, exists = state_offsets_on_tile(block, D, N, NT, DT, W, NL, DL)
     at = p + (first // SAVE).to(tl.int64) * (D * N) + at
     if EVEN and N == NL * NT:
         return tl.load(at)
     else:
-        return tl.load(at, mask=exists & (first < L), other=0)
+        return tl.load(at, mask=exists & (first // SAVE * SAVE < L), other=0)
 
 
 @triton.jit
 def selective_scan_backward(
-    u_p, dt_p, A_p, BC_p, D_p, z_p, bias_p, flags_p, saved_p, dy_p, enter_p,
-    du_p, ddt_p, dz_p, dBC_p, dA_p, dD_p, dbias_p, dstart_p,
+    u_p, dt_p, A_p, BC_p, D_p, z_p, bias_p, flags_p, saved_p, dy_p, enter_p, first_block_p,
+    _du_p, _ddt_p, _dz_p, _dA_p, _dD_p, _dbias_p, _dstart_p,
+    du_p, ddt_p, dz_p, dA_p, dD_p, dbias_p, dstart_p, dBC_p,
     L: tl.constexpr, D: tl.constexpr, N: tl.constexpr, SEGMENT: tl.constexpr, SAVE: tl.constexpr,
     T: tl.constexpr, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr, DL: tl.constexpr,
     V: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, FLAGS: tl.constexpr,
@@ -77,11 +78,14 @@ def selective_scan_backward(
     DB: tl.constexpr = W * DL * DT
     ROW: tl.constexpr = 2 * NL * NT
     SEGMENTS: tl.constexpr = (L + SEGMENT - 1) // SEGMENT
-    tl.static_assert(SAVE == T or SAVE == 2 * T)
+    TILES: tl.constexpr = SAVE // T
+    tl.static_assert(TILES == 2 or TILES == 4)
+    WHOLE: tl.constexpr = EVEN and not FLAGS
+    block = tl.load(first_block_p) + tl.program_id(0)
     b, s = tl.program_id(1), tl.program_id(2)
     row = b.to(tl.int64) * L
-    d = channel_offsets(W, DT * DL)
-    of_state, exists = state_offsets(D, N, DB, NL * NT)
+    d = channel_offsets(block, W, DT * DL)
+    of_state, exists = state_offsets(block, D, N, DB, NL * NT)
     A = tile(tl.load(A_p + of_state, mask=exists, other=0).to(tl.float32) * LOG2E, NT, DT, W, NL, DL)
     segment = (b * SEGMENTS + s).to(tl.int64)
     later = tile(tl.load(enter_p + segment * (D * N) + of_state, mask=exists, other=0), NT, DT, W, NL, DL)
@@ -104,35 +108,67 @@ def selective_scan_backward(
     next_dy = load_wide(dy_p, row, first, d, L, D, T, REVERSE, EVEN)
     if HAS_Z:
         next_z = load_wide(z_p, row, first, d, L, D, T, REVERSE, EVEN)
-    next_h = load_saved(saved_p, first, L, D, N, SAVE, NT, DT, W, NL, DL, EVEN)
-    if SAVE > T:  # u and dt are there two tiles ahead: the one before is also what a block's second half begins with
-        second_u = load_wide(u_p, row, first - T, d, L, D, T, REVERSE, EVEN)
-        second_raw = load_wide(dt_p, row, first - T, d, L, D, T, REVERSE, EVEN)
+    next_saved = load_saved(saved_p, block, first, L, D, N, SAVE, NT, DT, W, NL, DL, EVEN)
+    h0 = tl.zeros_like(later)  # the states before a block's tiles, but for the last of them
+    if TILES == 4:
+        h1, h2 = h0, h0
     for _i in tl.range(0, SEGMENT // T, num_stages=1):
         B, C = narrow_tile(BC_p), narrow_tile(BC_p + NL * NT)
         u, raw = spread(next_u.to(tl.float32), V), spread(next_raw.to(tl.float32), V)
         dy = spread(next_dy.to(tl.float32), V)
         if HAS_Z:
             z = spread(next_z.to(tl.float32), V)
-        h = on_tile(next_h.to(tl.float32))
         ahead = tl.maximum(first - T, start)  # the last tile loads itself again
-        if SAVE > T:
-            next_u, next_raw = second_u, second_raw
-            second_u = load_wide(u_p, row, tl.maximum(first - 2 * T, start), d, L, D, T, REVERSE, EVEN)
-            second_raw = load_wide(dt_p, row, tl.maximum(first - 2 * T, start), d, L, D, T, REVERSE, EVEN)
-        else:
-            next_u = load_wide(u_p, row, ahead, d, L, D, T, REVERSE, EVEN)
-            next_raw = load_wide(dt_p, row, ahead, d, L, D, T, REVERSE, EVEN)
+        next_u = load_wide(u_p, row, ahead, d, L, D, T, REVERSE, EVEN)
+        next_raw = load_wide(dt_p, row, ahead, d, L, D, T, REVERSE, EVEN)
         next_dy = load_wide(dy_p, row, ahead, d, L, D, T, REVERSE, EVEN)
         if HAS_Z:
             next_z = load_wide(z_p, row, ahead, d, L, D, T, REVERSE, EVEN)
-        next_h = load_saved(saved_p, ahead, L, D, N, SAVE, NT, DT, W, NL, DL, EVEN)
+        place = first // T % TILES
+        h = h0
+        if TILES == 4:
+            h = tl.where(place == 0, h0, tl.where(place == 1, h1, h2))
+        if place == TILES - 1:  # a block begins, from behind
+            h = apart(on_tile(next_saved.to(tl.float32)))
+            next_saved = load_saved(
+                saved_p, block, tl.maximum(first - SAVE, start), L, D, N, SAVE, NT, DT, W, NL, DL, EVEN
+            )
+            if TILES == 4:
+                u0 = load_wide(u_p, row, first - 3 * T, d, L, D, T, REVERSE, EVEN)
+                raw0 = load_wide(dt_p, row, first - 3 * T, d, L, D, T, REVERSE, EVEN)
+                u1 = load_wide(u_p, row, first - 2 * T, d, L, D, T, REVERSE, EVEN)
+                raw1 = load_wide(dt_p, row, first - 2 * T, d, L, D, T, REVERSE, EVEN)
+            for back in tl.static_range(TILES - 1, 0, -1):
+                if back == TILES - 1:
+                    h0 = h
+                elif back == TILES - 2:
+                    h1 = h
+                else:
+                    h2 = h
+                if back == 1:
+                    past_u, past_raw = next_u, next_raw
+                elif back == 2:
+                    past_u, past_raw = u1, raw1
+                else:
+                    past_u, past_raw = u0, raw0
+                _at, past = positions(first - back * T, L, T, REVERSE)
+                past, forget = flagged(flags_p, row, _at, past, FLAGS)
+                past = past[None, None, :, None]
+                u_j, raw_j = spread(past_u.to(tl.float32), V), spread(past_raw.to(tl.float32), V)
+                if FLAGS:
+                    u_j = tl.where(past, u_j, 0.0)
+                dt_j, _slope = step_size(raw_j, bias, True if WHOLE else past, SOFTPLUS, EXACT, FAST)
+                exponent = spread_channels(dt_j, T, DT, W, DL) * A
+                if FLAGS:
+                    exponent += forget[None, :, None, None, None, None, None]
+                added = spread_channels(dt_j * u_j, T, DT, W, DL) * narrow_tile(BC_p - back * (T * ROW))
+                _kept, _after, h = run_rows(apart(tl.exp2(exponent)), added, settled(h), T)
         at, inside = positions(first, L, T, REVERSE)
         valid, forget = flagged(flags_p, row, at, inside, FLAGS)
         counts = valid[None, None, :, None]
         if FLAGS:
             u, dy = tl.where(counts, u, 0.0), tl.where(counts, dy, 0.0)
-        dt, slope = step_size(raw, bias, True if EVEN and not FLAGS else counts, SOFTPLUS, EXACT, FAST)
+        dt, slope = step_size(raw, bias, True if WHOLE else counts, SOFTPLUS, EXACT, FAST)
         if HAS_Z:
             if FLAGS:
                 z = tl.where(counts, z, 0.0)
@@ -145,22 +181,6 @@ def selective_scan_backward(
             dt6 = spread_channels(dt, T, DT, W, DL)
             x6 = spread_channels(dt * u, T, DT, W, DL)
             dy6 = spread_channels(dy, T, DT, W, DL)
-
-        if SAVE > T:
-            if (first // T) % 2 == 1:
-                at0, inside0 = positions(ahead, L, T, REVERSE)
-                valid0, forget0 = flagged(flags_p, row, at0, inside0, FLAGS)
-                counts0 = valid0[None, None, :, None]
-                u0 = spread(next_u.to(tl.float32), V)
-                if FLAGS:
-                    u0 = tl.where(counts0, u0, 0.0)
-                raw0 = spread(next_raw.to(tl.float32), V)
-                dt0, _slope = step_size(raw0, bias, True if EVEN and not FLAGS else counts0, SOFTPLUS, EXACT, FAST)
-                exponent = spread_channels(dt0, T, DT, W, DL) * A
-                if FLAGS:
-                    exponent += forget0[None, :, None, None, None, None, None]
-                added = spread_channels(dt0 * u0, T, DT, W, DL) * narrow_tile(BC_p - T * ROW)
-                _kept, _after, h = run_rows(apart(tl.exp2(exponent)), added, settled(h), T)
 
         exponent = dt6 * A
         if FLAGS:

@@ -49,17 +49,17 @@ def flagged(flags_p, base, at, inside, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def state_offsets(D: tl.constexpr, N: tl.constexpr, DB: tl.constexpr, NB: tl.constexpr):
-    """Of this program's states in a (d, n) array, and which of them exist: [channels, states]."""
-    d = (tl.program_id(0) * DB + tl.arange(0, DB))[:, None]
+def state_offsets(block, D: tl.constexpr, N: tl.constexpr, DB: tl.constexpr, NB: tl.constexpr):
+    """Of a channel block's states in a (d, n) array, and which of them exist: [channels, states]."""
+    d = (block * DB + tl.arange(0, DB))[:, None]
     n = tl.arange(0, NB)[None]
     return d * N + n, (d < D) & (n < N)
 
 
 @triton.jit
-def channel_offsets(W: tl.constexpr, C: tl.constexpr):
-    """This program's channels: [W, channels a warp]."""
-    return tl.program_id(0) * (W * C) + tl.arange(0, W)[:, None] * C + tl.arange(0, C)[None]
+def channel_offsets(block, W: tl.constexpr, C: tl.constexpr):
+    """A block's channels: [W, channels a warp]."""
+    return block * (W * C) + tl.arange(0, W)[:, None] * C + tl.arange(0, C)[None]
 
 
 @triton.jit
@@ -114,10 +114,10 @@ def selective_scan_forward(
     DB: tl.constexpr = W * DL * DT
     ROW: tl.constexpr = 2 * NL * NT
     SEGMENTS: tl.constexpr = (L + SEGMENT - 1) // SEGMENT
-    b, s = tl.program_id(1), tl.program_id(2)
+    block, b, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = b.to(tl.int64) * L
-    d = channel_offsets(W, DT * DL)
-    of_state, exists = state_offsets(D, N, DB, NL * NT)
+    d = channel_offsets(block, W, DT * DL)
+    of_state, exists = state_offsets(block, D, N, DB, NL * NT)
     A = tile(tl.load(A_p + of_state, mask=exists, other=0).to(tl.float32) * LOG2E, NT, DT, W, NL, DL)
     if HAS_START:
         before = start_p + (b * SEGMENTS + s).to(tl.int64) * (D * N) + of_state
@@ -152,9 +152,9 @@ def selective_scan_forward(
         dt, _ = step_size(raw, bias, True if EVEN and not FLAGS else counts, SOFTPLUS, EXACT, FAST)
         if SAVE > 0:
             if (i % (SAVE // T) == 0) & (first < L):
-                block = (b * ((L + SAVE - 1) // SAVE) + first // SAVE).to(tl.int64)
-                to, stored = state_offsets_on_tile(D, N, NT, DT, W, NL, DL)
-                to = saved_p + block * (D * N) + to
+                place = (b * ((L + SAVE - 1) // SAVE) + first // SAVE).to(tl.int64)
+                to, stored = state_offsets_on_tile(block, D, N, NT, DT, W, NL, DL)
+                to = saved_p + place * (D * N) + to
                 if EVEN and N == NL * NT:
                     tl.store(to, off_tile(h).to(saved_p.dtype.element_ty))
                 else:
@@ -194,12 +194,12 @@ def selective_scan_segments(
     DB: tl.constexpr = W * DL * DT
     ROW: tl.constexpr = 2 * NL * NT
     SEGMENTS: tl.constexpr = (L + SEGMENT - 1) // SEGMENT
-    b, s = tl.program_id(1), tl.program_id(2)
+    block, b, s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if ADJOINT:  # which needs nothing of the first segment, as the scan needs nothing of the last
         s += 1
     row = b.to(tl.int64) * L
-    d = channel_offsets(W, DT * DL)
-    of_state, exists = state_offsets(D, N, DB, NL * NT)
+    d = channel_offsets(block, W, DT * DL)
+    of_state, exists = state_offsets(block, D, N, DB, NL * NT)
     A = tile(tl.load(A_p + of_state, mask=exists, other=0).to(tl.float32) * LOG2E, NT, DT, W, NL, DL)
     bias = load_channels(bias_p, d, D, T, V, HAS_BIAS)
     h = apart(tl.zeros((1, 1, NT, DT, W, DL, NL), tl.float32))

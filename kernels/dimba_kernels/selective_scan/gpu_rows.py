@@ -117,17 +117,17 @@ def off_tile(x):
 
 @triton.jit
 def state_offsets_on_tile(
-    D: tl.constexpr, N: tl.constexpr, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr,
+    block, D: tl.constexpr, N: tl.constexpr, NT: tl.constexpr, DT: tl.constexpr, W: tl.constexpr, NL: tl.constexpr,
     DL: tl.constexpr,
 ):  # fmt: skip
-    """Of this program's states in a (d, n) array, and which of them exist: [NL, DL, W, DT, 1, NT], where a tile has
+    """Of a channel block's states in a (d, n) array, and which of them exist: [NL, DL, W, DT, 1, NT], where a tile has
     them in its threads, so that none need be exchanged."""
     dl = tl.arange(0, DL)[None, :, None, None, None, None]
     w = tl.arange(0, W)[None, None, :, None, None, None]
     dt = tl.arange(0, DT)[None, None, None, :, None, None]
     nl = tl.arange(0, NL)[:, None, None, None, None, None]
     nt = tl.arange(0, NT)[None, None, None, None, None, :]
-    d = tl.program_id(0) * (DT * W * DL) + (w * DT + dt) * DL + dl
+    d = block * (DT * W * DL) + (w * DT + dt) * DL + dl
     n = nl * NT + nt
     return d * N + n, (d < D) & (n < N)
 

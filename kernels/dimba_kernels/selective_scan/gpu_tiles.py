@@ -41,8 +41,9 @@ class Layout:
 @dataclass(frozen=True)
 class Tiles:
     """forward, segments, backward: of the three kernels. save: steps between saved states, a multiple of forward's
-    rows. It is backward's rows, or twice as many: half of the memory, and every other tile is run through again.
-    forward_segment, backward_segment: steps a program, multiples of `save` and of all rows."""
+    rows, and two or four times backward's: one or three of those tiles are run through again.
+    forward_segment, backward_segment: steps a program, multiples of `save` and of all rows. backward_parts: of the
+    channels, which follow one another, and only the shares of one part in B's and C's gradients are kept."""
 
     forward: Layout
     segments: Layout
@@ -50,6 +51,7 @@ class Tiles:
     save: int
     forward_segment: int
     backward_segment: int
+    backward_parts: int
 
 
 # What a benchmark tries, where it is not half and twice.
@@ -76,9 +78,10 @@ def tiles(device_kind: str, b: int, l: int, d: int, n: int) -> Tiles:
         forward,
         segments=_walk(rows=8, states=4, n=n),
         backward=wide,
-        save=2 * wide.rows,
+        save=4 * wide.rows,
         forward_segment=_segment(forward, b, l, d, n, (12 if few and l >= 8192 else 1) * _SCHEDULERS),
         backward_segment=_segment(wide, b, l, d, n, 40 * _MULTIPROCESSORS // wide.warps),
+        backward_parts=3,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from dimba_kernels.dispatch import resets
 from dimba_kernels.ssd.gpu_launches import BOTH, FORWARD, REVERSE, Inputs, Plan, Static
@@ -97,35 +98,42 @@ def _prepare(x, dt, A, B, C, D, h0, mask, segments, static: Static) -> Inputs:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(static: Static, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     plan = Plan(static, inputs)
-    decays = plan.decays(plan.tiles.chunk, gradients=False)
-    states, last = plan.states(decays)
-    return plan.outputs(decays, states), last[0]
+    whole = plan.whole()
+    decays = plan.decays(whole, plan.tiles.chunk, gradients=False)
+    states, last = plan.states(whole, decays)
+    return plan.outputs(decays, states), last
 
 
-def _scan_forward(static: Static, inputs: Inputs) -> tuple[tuple[jax.Array, jax.Array], Inputs]:
+def _scan_forward(static: Static, primals: Any) -> tuple[tuple[jax.Array, jax.Array], Inputs]:
+    inputs = Inputs(*(None if primal is None else primal.value for primal in primals))
     return _scan(static, inputs), inputs
 
 
-def _scan_backward(static: Static, inputs: Inputs, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Inputs]:
+def _scan_backward(static: Static, inputs: Inputs, cotangents: tuple[Any, Any]) -> tuple[Inputs]:
     dy, end = cotangents
+    dy = jnp.zeros(dy.shape, dy.dtype) if isinstance(dy, SymbolicZero) else dy
+    end = None if isinstance(end, SymbolicZero) else end
     plan = Plan(static, inputs)
-    decays = plan.decays(plan.tiles.gradient_chunk, gradients=True)
-    heads, found, starts = plan.h // plan.tiles.gradient_parts, None, []
-    for part in range(plan.tiles.gradient_parts):
-        first = jnp.full(1, part * heads, jnp.int32)
-        if found is not None:  # or XLA might walk all parts before the first one's gradients, and keep all states
-            first, through = jax.lax.optimization_barrier((first, found.through))
-            found = found._replace(through=through)
-        states, last = plan.gradient_states(decays, dy, end, first, heads)
-        found = plan.gradients(decays, dy, states, first, heads, found)
-        starts.append(last[1])
+    parts, found = [], None
+    for number in range(plan.tiles.gradient_parts):
+        part = plan.part(number, end)
+        if found is not None:  # or XLA might begin all parts before it ends the first, and keep all states
+            launch, parts[-1] = jax.lax.optimization_barrier((part.launch, parts[-1]))
+            part = part._replace(launch=launch)
+        decays = plan.decays(part, plan.tiles.gradient_chunk, gradients=True)
+        states, dh0 = plan.gradient_states(part, decays, dy, end)
+        found = plan.gradients(part, decays, dy, states, found)
+        da = plan.decay_gradients(part, found)
+        dD = None if inputs.D is None else jnp.sum(found.dD, axis=(-3, -1))
+        parts.append((found.ddt[..., : plan.l], da, dD, None if inputs.h0 is None else dh0))
     assert found is not None
-    da = plan.decay_gradients(found)
     dB, dC = jnp.sum(found.dB, axis=(-5, -4), dtype=jnp.float32), jnp.sum(found.dC, axis=-4, dtype=jnp.float32)
     dB, dC = dB.astype(inputs.x.dtype), dC.astype(inputs.x.dtype)
-    dD = None if inputs.D is None else jnp.sum(found.dD, axis=(-3, -1))
-    dh0 = None if inputs.h0 is None else jnp.concatenate(starts, axis=-3)
-    return (Inputs(found.dx, found.ddt[..., : plan.l], da, dB, dC, dD, dh0, None),)
+    ddt, da, dD, dh0 = (
+        None if of_parts[0] is None else jnp.concatenate(of_parts, axis)
+        for of_parts, axis in zip(zip(*parts, strict=True), (-2, -2, -1, -3), strict=True)
+    )
+    return (Inputs(found.dx, ddt, da, dB, dC, dD, dh0, None),)
 
 
-_scan.defvjp(_scan_forward, _scan_backward)
+_scan.defvjp(_scan_forward, _scan_backward, symbolic_zeros=True)

@@ -31,16 +31,25 @@ def running_sum(values, reverse):
 
 
 @triton.jit
+def row_of_all(row, launch, H: tl.constexpr, LOCAL: tl.constexpr):
+    """Of (..., h), the row that is number `row` of (..., heads): heads from launch[0] on."""
+    return row // LOCAL * H + tl.load(launch) + row % LOCAL
+
+
+@triton.jit
 def chunk_decays(
     a,  # (ways, b, h, l), float32
     dt,  # (b, h, l) or (ways, b, h, l), float32
-    sums,  # (ways, b, h, padded l): from the chunk's first position up to and with this one
+    launch,  # (3,) int32, the first of them: of the heads that this launch takes
+    sums,  # (ways, b, heads, padded l): from the chunk's first position up to and with this one
     enter,  # the same shape: the decay from the state entering the chunk to this position
     leave,  # the same shape: dt times the decay from this position to the chunk's end
     other,  # the same shape: sums - log2 dt, or for the gradients the decay to the chunk's end alone
     counts,  # the same shape, int32: resets up to and with this position
-    scales,  # (ways, b, h, chunks): the decay over the whole chunk
+    scales,  # (ways, b, heads, chunks): the decay over the whole chunk
     L: tl.constexpr,
+    H: tl.constexpr,
+    LOCAL: tl.constexpr,  # heads that this launch takes
     WAYS: tl.constexpr,
     DIRECTION: tl.constexpr,
     SHARED: tl.constexpr,
@@ -53,14 +62,15 @@ def chunk_decays(
     row = tl.program_id(0).to(tl.int64)
     rows = tl.num_programs(0) // WAYS
     reverse = is_reverse(row // rows, DIRECTION)
+    source = row_of_all(row, launch, H, LOCAL)
     chunk = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = tl.arange(0, Q)
     at = chunk[:, None] * Q + inside[None, :]
     step = tl.where(reverse, -1, 1)
 
-    here = tl.load(a + row * L + at, mask=at < L, other=0.0)
+    here = tl.load(a + source * L + at, mask=at < L, other=0.0)
     following = (inside + step >= 0) & (inside + step < Q)
-    after = tl.load(a + row * L + at + step, mask=following[None, :] & (at + step < L), other=0.0)
+    after = tl.load(a + source * L + at + step, mask=following[None, :] & (at + step < L), other=0.0)
     here, cut = _split_resets(here, RESETS)
     after, cut_after = _split_resets(after, RESETS)
     sum_here = running_sum(here, reverse)
@@ -76,7 +86,7 @@ def chunk_decays(
         to_end = tl.where(running_sum(cut_after, reverse == 0) == 0, to_end, 0.0)
         total = tl.where(tl.sum(cut, axis=1) == 0, total, 0.0)
         tl.store(counts + base + at, count, mask=stored)
-    dt_row = row % rows if SHARED else row
+    dt_row = source % (rows // LOCAL * H) if SHARED else source
     dt_here = tl.load(dt + dt_row * L + at, mask=at < L, other=0.0)
     tl.store(sums + base + at, sum_here, mask=stored)
     tl.store(enter + base + at, to_here, mask=stored)
@@ -99,13 +109,16 @@ def _split_resets(a, RESETS: tl.constexpr):
 @triton.jit
 def decay_gradients(
     a,  # (ways, b, h, l), float32
-    crossing,  # (ways, b, h, padded l): of pairs of positions, those that end here less those that begin here; if EXACT
+    launch,  # (3,) int32, the first of them: of the heads that this launch takes
+    crossing,  # (ways, b, heads, padded l): of pairs of positions, those that end here less those that begin here; if EXACT
     # those that begin before here and end here or behind
     entering,  # the same shape: the terms of what comes from before the chunk to here
     leaving,  # the same shape: the terms of what goes from here to the chunk's end
-    through,  # (ways, b, h, chunks): the term of what goes through the chunk
-    gradient,  # (ways, b, h, l): of a
+    through,  # (ways, b, heads, chunks): the term of what goes through the chunk
+    gradient,  # (ways, b, heads, l): of a
     L: tl.constexpr,
+    H: tl.constexpr,
+    LOCAL: tl.constexpr,  # heads that this launch takes
     WAYS: tl.constexpr,
     DIRECTION: tl.constexpr,
     EXACT: tl.constexpr,
@@ -132,5 +145,5 @@ def decay_gradients(
     total = running_sum(within, reverse == 0) + running_sum(before, reverse) + whole[:, None]
     if EXACT:
         total += pairs
-    here = tl.load(a + row * L + at, mask=at < L, other=0.0)
+    here = tl.load(a + row_of_all(row, launch, H, LOCAL) * L + at, mask=at < L, other=0.0)
     tl.store(gradient + row * L + at, tl.where(here < FLOOR, 0.0, total), mask=at < L)

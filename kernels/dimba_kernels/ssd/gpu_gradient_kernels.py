@@ -23,31 +23,25 @@ def chunk_gradients(
     D,  # ([ways,] h) float32
     mask,  # (b, l) int8
     dt,  # ([ways,] b, h, l) float32
-    sums,  # (ways, b, h, padded l) float32
+    sums,  # (ways, b, heads, padded l) float32
     enter,  # the same
     leave,  # the same: without dt
     counts,  # the same, int32
-    scales,  # (ways, b, h, chunks) float32
-    first,  # (1,) int32: of the heads that this launch takes
+    scales,  # (ways, b, heads, chunks) float32
+    launch,  # (3,) int32, the first of them: of the heads that this launch takes
     states,  # (2, ways, b, chunks, heads, n, p): entering states, and the gradients of the states at the other end
-    dx_before,  # not used, nor the next eight: the outputs' memory, with what another launch has written to it
-    ddt_before,
-    dD_before,
-    crossing_before,
-    entering_before,
-    leaving_before,
-    through_before,
+    dx_before,  # not used, nor the next two: the outputs' memory, with what another launch has written to it
     dB_before,
     dC_before,
     dx,  # as x
-    ddt,  # ([ways,] b, h, padded l) float32: what reaches dt beside the decay
-    dD,  # the same: x dy
-    crossing,  # (ways, b, h, padded l) float32: see decay_gradients
-    entering,  # the same
-    leaving,  # the same
-    through,  # (ways, b, h, chunks) float32
     dB,  # ([ways,] b, 2, blocks of heads, l, g, n): to be summed
     dC,  # ([ways,] b, blocks of heads, l, g, n): to be summed
+    ddt,  # ([ways,] b, heads, padded l) float32: what reaches dt beside the decay
+    dD,  # the same: x dy
+    crossing,  # (ways, b, heads, padded l) float32: see decay_gradients
+    entering,  # the same
+    leaving,  # the same
+    through,  # (ways, b, heads, chunks) float32
     BATCH: tl.constexpr,
     L: tl.constexpr,
     H: tl.constexpr,
@@ -76,11 +70,12 @@ def chunk_gradients(
     BLOCKS: tl.constexpr = H // G // HEADS
     KEEP: tl.constexpr = HAS_MASK or L % Q != 0
     TO_GRADIENTS: tl.constexpr = WAYS * BATCH * CHUNKS * LOCAL * N * P
-    TO_REVERSE: tl.constexpr = BATCH * H * CHUNKS * Q
+    TO_REVERSE: tl.constexpr = BATCH * LOCAL * CHUNKS * Q
     STATES_TO_REVERSE: tl.constexpr = BATCH * CHUNKS * LOCAL * N * P
     TWICE: tl.constexpr = 2 if BOTH else 1
-    first_head = tl.load(first)
-    head_block = first_head // HEADS + tl.program_id(0) // 3
+    first_head = tl.load(launch)
+    local_block = tl.program_id(0) // 3  # heads are counted from the first of the launch
+    head_block = first_head // HEADS + local_block
     group = head_block // BLOCKS
     c = tl.program_id(1).to(tl.int64)
     line = tl.program_id(2).to(tl.int64)  # of ([ways,] b)
@@ -92,7 +87,8 @@ def chunk_gradients(
     reverse = is_reverse(line // BATCH, DIRECTION)
     earlier = inside[:, None] < inside[None, :]  # is the row before the column?
     diagonal = inside[:, None] == inside[None, :]
-    x_rows = (line * L + c * Q) * (H * P)
+    x_rows = (line * L + c * Q) * (H * P) + first_head * P
+    steps = dt + (line * (H - LOCAL) + first_head) * L + c * Q + inside
     here = c * Q + inside < L
     in_block = here[:, None] & (n < N)[None, :]
     block = c * Q * (G * N) + group * N + inside[:, None] * (G * N) + n[None, :]
@@ -106,13 +102,13 @@ def chunk_gradients(
         own = tl.sum(tl.where(diagonal, scores, 0.0), axis=1) * TWICE
         scores = tl.where(diagonal if BOTH else (earlier == reverse) | diagonal, 0.0, scores)
         for k in tl.range(HEADS, num_stages=X_STAGES):
-            head = head_block * HEADS + k
-            row = line * H + head
+            head = local_block * HEADS + k
+            row = line * LOCAL + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + TO_GRADIENTS + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P)
+            state_at = states + TO_GRADIENTS + ((line * CHUNKS + c) * LOCAL + head) * (N * P)
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dy_c = load_rows(dy + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
-            dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
+            dt_at = tl.load(steps + row * L, mask=here, other=0.0)
             weights = scores * _decays(sums, counts, at, -1.0, earlier, TO_REVERSE, BOTH, RESETS)
             products = product(x_c, tl.trans(dy_c), None, PRECISION)
             products_own = tl.sum(tl.where(diagonal, products, 0.0), axis=1)
@@ -121,7 +117,7 @@ def chunk_gradients(
             weights_own = own * dt_at
             if HAS_D:  # on the diagonal, where it costs no registers for dy
                 tl.store(dD + at, products_own)
-                weights_own += tl.load(D + line // BATCH * H + head)
+                weights_own += tl.load(D + line // BATCH * H + first_head + head)
             weights = tl.where(diagonal, weights_own[:, None], weights)
             dx_c = product(weights.to(x_c.dtype), dy_c, None, PRECISION)
             begin = tl.sum(terms, axis=1)
@@ -159,20 +155,18 @@ def chunk_gradients(
     elif tl.program_id(0) % 3 == 1:  # what leaves the chunk and what goes through it: dB
         total = tl.zeros((Q, BN), tl.float32)
         for k in tl.range(HEADS * TWICE, num_stages=B_STAGES):
-            head = head_block * HEADS + k // TWICE
+            head = local_block * HEADS + k // TWICE
             way = k % TWICE
-            row = line * H + head
+            row = line * LOCAL + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P) + way * STATES_TO_REVERSE
+            state_at = states + ((line * CHUNKS + c) * LOCAL + head) * (N * P) + way * STATES_TO_REVERSE
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             h_c = load_rows(state_at, n, columns, P, n < N, N < BN, P, BP)
             dh_c = load_rows(state_at + TO_GRADIENTS, n, columns, P, n < N, N < BN, P, BP)
-            to_end = tl.load(leave + way * TO_REVERSE + at) * tl.load(
-                dt + row * L + c * Q + inside, mask=here, other=0.0
-            )
+            to_end = tl.load(leave + way * TO_REVERSE + at) * tl.load(steps + row * L, mask=here, other=0.0)
             x_out = (x_c.to(tl.float32) * to_end[:, None]).to(x_c.dtype)
             total = product(x_out, tl.trans(dh_c), total, PRECISION)
-            scale_at = way * (BATCH * H * CHUNKS) + row * CHUNKS + c
+            scale_at = way * (BATCH * LOCAL * CHUNKS) + row * CHUNKS + c
             passing = tl.load(scales + scale_at) * tl.sum(h_c.to(tl.float32) * dh_c.to(tl.float32))
             tl.store(through + scale_at, passing)
         tl.store(
@@ -185,13 +179,13 @@ def chunk_gradients(
         dscores = tl.zeros((Q, Q), tl.float32)
         total = tl.zeros((Q, BN), tl.float32)
         for k in tl.range(HEADS, num_stages=C_STAGES):
-            head = head_block * HEADS + k
-            row = line * H + head
+            head = local_block * HEADS + k
+            row = line * LOCAL + head
             at = row * (CHUNKS * Q) + c * Q + inside
-            state_at = states + ((line * CHUNKS + c) * LOCAL + head - first_head) * (N * P)
+            state_at = states + ((line * CHUNKS + c) * LOCAL + head) * (N * P)
             x_c = load_rows(x + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
             dy_c = load_rows(dy + x_rows + head * P, inside, columns, H * P, keep, KEEP, P, BP)
-            dt_at = tl.load(dt + row * L + c * Q + inside, mask=here, other=0.0)
+            dt_at = tl.load(steps + row * L, mask=here, other=0.0)
             for way in tl.static_range(TWICE):
                 h_c = load_rows(state_at + way * STATES_TO_REVERSE, n, columns, P, n < N, N < BN, P, BP)
                 to_here = tl.load(enter + way * TO_REVERSE + at)

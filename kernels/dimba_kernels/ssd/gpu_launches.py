@@ -37,6 +37,13 @@ class Static(NamedTuple):
     segments: bool
 
 
+class Part(NamedTuple):
+    """So many heads, and what the kernels call `launch`: from which on, and more (see `chunk_states`)."""
+
+    heads: int
+    launch: jax.Array
+
+
 class Decays(NamedTuple):
     """See `chunk_decays`."""
 
@@ -52,14 +59,14 @@ class Gradients(NamedTuple):
     """See `chunk_gradients`."""
 
     dx: jax.Array
+    dB: jax.Array
+    dC: jax.Array
     ddt: jax.Array
     dD: jax.Array
     crossing: jax.Array
     entering: jax.Array
     leaving: jax.Array
     through: jax.Array
-    dB: jax.Array
-    dC: jax.Array
 
 
 class Plan:
@@ -102,65 +109,76 @@ class Plan:
     def chunks(self, Q: int) -> int:
         return -(-self.l // Q)
 
+    def whole(self) -> Part:
+        """All heads, forward."""
+        return Part(self.h, jnp.zeros(3, jnp.int32))
+
+    def part(self, number: int, end: jax.Array | None) -> Part:
+        """Those whose gradients are taken together. end: the cotangent of h_last; None for zeros."""
+        heads, rows = self.h // self.tiles.gradient_parts, self.ways * self.b
+        keeps_last = 2 * rows if self.inputs.h0 is None else rows  # only gradients of h0, if there is one
+        return Part(heads, jnp.array([number * heads, end is not None, keeps_last], jnp.int32))
+
     def _or_empty(self, value: jax.Array | None, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
         return jnp.zeros(1, dtype) if value is None else value
 
-    def decays(self, Q: int, gradients: bool) -> Decays:
+    def decays(self, part: Part, Q: int, gradients: bool) -> Decays:
         """For chunks of Q positions."""
         chunks, inputs = self.chunks(Q), self.inputs
-        along = _float32(self.ways, self.b, self.h, chunks * Q)
+        along = _float32(self.ways, self.b, part.heads, chunks * Q)
         counts = jax.ShapeDtypeStruct(along.shape if self.resets else (1,), jnp.int32)
         outputs = triton_call(
             chunk_decays,
-            [inputs.a, inputs.dt],
+            [inputs.a, inputs.dt, part.launch],
             [along, along, along, along, counts, _float32(*along.shape[:3], chunks)],
-            grid=(self.ways * self.b * self.h, -(-chunks // _rows(chunks))),
+            grid=(self.ways * self.b * part.heads, -(-chunks // _rows(chunks))),
             constants=dict(
-                L=self.l, WAYS=self.ways, DIRECTION=self.static.direction, SHARED=self.static.shared,
+                L=self.l, H=self.h, LOCAL=part.heads, WAYS=self.ways, DIRECTION=self.static.direction,
+                SHARED=self.static.shared,
                 GRADIENTS=gradients, RESETS=self.resets, Q=Q, CHUNKS=chunks, ROWS=_rows(chunks),
             ),
         )  # fmt: skip
         return Decays(*outputs)
 
-    def states(self, decays: Decays) -> tuple[jax.Array, jax.Array]:
+    def states(self, part: Part, decays: Decays) -> tuple[jax.Array, jax.Array]:
         """The states that enter the chunks of the outputs, and the last ones."""
-        first = jnp.zeros(1, jnp.int32)
-        return self._walks(self.tiles.states, self.tiles.chunk, decays, None, None, first, self.h)
+        return self._walks(part, self.tiles.states, self.tiles.chunk, decays, None, None)
 
     def gradient_states(
-        self, decays: Decays, dy: jax.Array, end: jax.Array, first: jax.Array, heads: int
+        self, part: Part, decays: Decays, dy: jax.Array, end: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        """The same for so many heads and the chunks of the gradients, and beside them the states' gradients.
+        """The same for the chunks of the gradients, and beside them the states' gradients. The last ones are then the
+        gradients of h0, if there is one.
 
         Args:
-            dy, end: the cotangents of y and h_last.
+            dy, end: the cotangents of y and h_last; None for zeros.
         """
         tiles = self.tiles
-        return self._walks(tiles.gradient_states, tiles.gradient_chunk, decays, dy, end[None], first, heads)
+        return self._walks(part, tiles.gradient_states, tiles.gradient_chunk, decays, dy, end)
 
     def _walks(
         self,
+        part: Part,
         walk: gpu_tiles.Walk,
         Q: int,
         decays: Decays,
         dy: jax.Array | None,
         end: jax.Array | None,
-        first: jax.Array,
-        heads: int,
     ) -> tuple[jax.Array, jax.Array]:
         chunks, walks, inputs = self.chunks(Q), 1 if dy is None else 2, self.inputs
-        b, p, n = self.b, self.p, self.n
+        b, heads, p, n = self.b, part.heads, self.p, self.n
+        keeps_last = dy is None or inputs.h0 is not None
         BN, BP = gpu_tiles.block(walk.n), gpu_tiles.block(walk.p)
         states, last = triton_call(
             chunk_states,
             [
                 inputs.x, inputs.x if dy is None else dy, inputs.B, inputs.C, self._or_empty(inputs.mask, jnp.int8),
                 decays.leave, decays.enter, decays.scales,
-                self._or_empty(inputs.h0), self._or_empty(end), first,
+                self._or_empty(inputs.h0), self._or_empty(end), part.launch,
             ],
             [
                 jax.ShapeDtypeStruct((walks, self.ways, b, chunks, heads, n, p), inputs.x.dtype),
-                _float32(walks, self.ways, b, heads, p, n),
+                _float32(self.ways, b, heads, p, n) if keeps_last else _float32(1),
             ],
             grid=(-(-n // BN) * -(-p // BP), heads, walks * self.ways * b),
             constants=self._sizes | self._flags | dict(
@@ -193,34 +211,30 @@ class Plan:
         return y
 
     def gradients(
-        self,
-        decays: Decays,
-        dy: jax.Array,
-        states: jax.Array,
-        first: jax.Array,
-        heads: int,
-        before: Gradients | None,
+        self, part: Part, decays: Decays, dy: jax.Array, states: jax.Array, before: Gradients | None
     ) -> Gradients:
-        """Of so many heads from `first` on, written into what was found `before`."""
+        """Of the part; its dx, dB and dC are written into what was found `before`."""
         tiles, inputs, Q = self.tiles, self.inputs, self.tiles.gradient_chunk
-        chunks, each = self.chunks(Q), tiles.gradient_heads
+        chunks, heads, each = self.chunks(Q), part.heads, tiles.gradient_heads
         lead = () if self.static.shared else (2,)
-        along, ways = _float32(*lead, self.b, self.h, chunks * Q), _float32(self.ways, self.b, self.h, chunks * Q)
-        parts = self.h // self.g // each, self.l, self.g, self.n  # of dB and dC, to be summed
-        outputs = [
+        along, ways = _float32(*lead, self.b, heads, chunks * Q), _float32(self.ways, self.b, heads, chunks * Q)
+        shares = self.h // self.g // each, self.l, self.g, self.n  # of dB and dC, to be summed
+        whole = [
             jax.ShapeDtypeStruct(inputs.x.shape, inputs.x.dtype),
-            along, along if inputs.D is not None else _float32(1),
-            ways, ways, ways, _float32(self.ways, self.b, self.h, chunks),
             # rounded no worse than the sum of them will be
-            jax.ShapeDtypeStruct((*lead, self.b, 2, *parts), inputs.x.dtype),
-            jax.ShapeDtypeStruct((*lead, self.b, *parts), inputs.x.dtype),
+            jax.ShapeDtypeStruct((*lead, self.b, 2, *shares), inputs.x.dtype),
+            jax.ShapeDtypeStruct((*lead, self.b, *shares), inputs.x.dtype),
+        ]
+        outputs = [
+            *whole, along, along if inputs.D is not None else _float32(1),
+            ways, ways, ways, _float32(self.ways, self.b, heads, chunks),
         ]  # fmt: skip
         arguments = [
             inputs.x, dy, inputs.B, inputs.C, self._or_empty(inputs.D), self._or_empty(inputs.mask, jnp.int8),
-            inputs.dt, decays.sums, decays.enter, decays.other, decays.counts, decays.scales, first, states,
+            inputs.dt, decays.sums, decays.enter, decays.other, decays.counts, decays.scales, part.launch, states,
         ]  # fmt: skip
         if before is None:
-            arguments += [jnp.zeros(1, output.dtype) for output in outputs]
+            arguments += [jnp.zeros(1, output.dtype) for output in whole]
         found = triton_call(
             chunk_gradients,
             arguments,
@@ -232,22 +246,22 @@ class Plan:
                 B_STAGES=tiles.b_stages, C_STAGES=tiles.c_stages, EXACT=self.wide, PRECISION=self._precision,
             ),
             warps=tiles.gradient_warps,
-            unfinished=before or (),
+            unfinished=() if before is None else before[: len(whole)],
         )  # fmt: skip
         return Gradients(*found)
 
-    def decay_gradients(self, found: Gradients) -> jax.Array:
+    def decay_gradients(self, part: Part, found: Gradients) -> jax.Array:
         """Of `a`."""
         Q, a = self.tiles.gradient_chunk, self.inputs.a
         chunks = self.chunks(Q)
         (da,) = triton_call(
             decay_gradients,
-            [a, found.crossing, found.entering, found.leaving, found.through],
-            [_float32(*a.shape)],
-            grid=(self.ways * self.b * self.h, -(-chunks // _rows(chunks))),
+            [a, part.launch, found.crossing, found.entering, found.leaving, found.through],
+            [_float32(self.ways, self.b, part.heads, self.l)],
+            grid=(self.ways * self.b * part.heads, -(-chunks // _rows(chunks))),
             constants=dict(
-                L=self.l, WAYS=self.ways, DIRECTION=self.static.direction, EXACT=self.wide, Q=Q, CHUNKS=chunks,
-                ROWS=_rows(chunks),
+                L=self.l, H=self.h, LOCAL=part.heads, WAYS=self.ways, DIRECTION=self.static.direction,
+                EXACT=self.wide, Q=Q, CHUNKS=chunks, ROWS=_rows(chunks),
             ),
         )  # fmt: skip
         return da

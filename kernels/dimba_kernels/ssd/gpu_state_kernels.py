@@ -52,14 +52,15 @@ def chunk_states(
     B,  # ([ways,] b, l, g, n)
     C,  # the same
     mask,  # (b, l) int8
-    leave,  # (ways, b, h, padded l) float32
+    leave,  # (ways, b, heads, padded l) float32
     enter,  # the same
-    scales,  # (ways, b, h, chunks) float32
+    scales,  # (ways, b, heads, chunks) float32
     start,  # (ways, b, h, p, n) float32: h0
     end,  # the same: the cotangent of h_last
-    first,  # (1,) int32: of the heads that this launch takes
+    launch,  # (3,) int32: the first of the heads that this launch takes; whether there is an `end`, else it is zero;
+    # the first of (walks, ways, b) whose last state is kept
     states,  # (walks, ways, b, chunks, heads, n, p), in x's dtype: the state with which the walk enters each chunk
-    last,  # (walks, ways, b, heads, p, n) float32
+    last,  # (ways, b, heads, p, n) float32, if any are kept
     BATCH: tl.constexpr,
     L: tl.constexpr,
     H: tl.constexpr,
@@ -81,14 +82,14 @@ def chunk_states(
     """Walk 0 is the scan itself, from x and B; walk 1, where WALKS is 2, carries the state's gradient the other way,
     from dy and C. Blocks of the state (n, p) do not depend on each other."""
     block = tl.program_id(0)
-    head = tl.load(first) + tl.program_id(1)
+    head, has_end = tl.load(launch) + tl.program_id(1), tl.load(launch + 1)
     # the walks over one sequence run side by side: what one has read, another may find in the L2 cache
     batch = (tl.program_id(2) // (WAYS * WALKS)).to(tl.int64)
     way = tl.program_id(2) // WALKS % WAYS
     back = tl.program_id(2) % WALKS == 1
     walk = (tl.program_id(2) % WALKS * WAYS + way) * BATCH + batch  # of (walks, ways, b)
     inputs = batch if SHARED else walk % (BATCH * WAYS)
-    row = (walk % (BATCH * WAYS)) * H + head
+    row = (walk % (BATCH * WAYS)) * tl.num_programs(1) + tl.program_id(1)  # of the decays
     reverse = is_reverse(way, DIRECTION)
 
     columns = block // tl.cdiv(N, BN) * BP + tl.arange(0, BP)
@@ -100,10 +101,10 @@ def chunk_states(
     if WALKS == 2:
         reverse = reverse != back
 
-    square = row * (P * N) + columns[None, :] * N + n[:, None]
+    square = (walk % (BATCH * WAYS) * H + head) * (P * N) + columns[None, :] * N + n[:, None]
     if WALKS == 2:
-        if back:
-            state = tl.load(end + square, mask=in_state, other=0.0)
+        if back:  # has_end is no constant: the compiler's choice of registers for the loop hangs on this load
+            state = tl.load(end + square, mask=in_state & (has_end != 0), other=0.0)
         elif HAS_START:
             state = tl.load(start + square, mask=in_state, other=0.0)
         else:
@@ -135,5 +136,5 @@ def chunk_states(
         scale = tl.load(scales + row * CHUNKS + c)
         scaled = (x_c.to(tl.float32) * weight[:, None]).to(x_c.dtype)
         state = product(tl.trans(B_c), scaled, state * scale, PRECISION)
-    at_last = last + (walk * tl.num_programs(1) + tl.program_id(1)) * (P * N) + columns[None, :] * N + n[:, None]
-    tl.store(at_last, state, mask=in_state)
+    at_last = last + row * (P * N) + columns[None, :] * N + n[:, None]
+    tl.store(at_last, state, mask=in_state & (walk >= tl.load(launch + 2)))

@@ -40,6 +40,8 @@ class Tiles:
     b_stages: int
     c_stages: int
 
+_FULL = 5 * 132  # programs: more than two at a time for each multiprocessor
+
 
 def tiles(
     device_kind: str, *, b: int, l: int, h: int, g: int, p: int, n: int, ways: int, both: bool, wide: bool
@@ -56,8 +58,12 @@ def tiles(
     heads = _divisor(h // g, 16)
     # bytes of the states and their gradients: from 200 MB on half of them at a time, if the heads can be halved
     states = 2 * ways * b * -(-l // gradient_chunk) * h * n * p * (4 if wide else 2)
-    gradient_heads = next((size for size in range(heads, 4, -1) if h // g % size == h // size % 2 == 0), heads)
-    parts = 2 if states > 200e6 and h // gradient_heads % 2 == 0 else 1
+    halves = [size for size in range(min(5, h // g), 33) if h // g % size == h // size % 2 == 0]
+    parts = 2 if states > 200e6 and halves else 1
+    sizes = halves if parts == 2 else [size for size in range(1, 33) if h // g % size == 0]
+    # a program leaves one share of B's and C's gradients: more heads make fewer of them, while programs fill the GPU
+    programs = 3 * h // parts * b * -(-l // gradient_chunk) * (1 if both else ways)
+    gradient_heads = max((size for size in sizes if size <= 16 or programs // size >= _FULL), default=sizes[0])
     return Tiles(
         chunk=min(chunk, longest),
         states=walk,
@@ -66,7 +72,7 @@ def tiles(
         gradient_chunk=min(gradient_chunk, longest),
         gradient_parts=parts,
         gradient_states=replace(walk, p=min(walk.p, 32)) if few and parts > 1 else walk,
-        gradient_heads=gradient_heads if parts == 2 else heads,
+        gradient_heads=gradient_heads,
         gradient_warps=8 if n > 128 else 4,
         x_stages=1 if large or both else 2,
         b_stages=1 if large else 2,
