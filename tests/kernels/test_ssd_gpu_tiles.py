@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from dimba_kernels import ssd, ssd_bidirectional, ssd_pair
 from dimba_kernels.ssd.arg_specs import SHAPES, arguments, pair_arguments
-from dimba_kernels.testing import gaps, outputs_and_gradients, packed
+from dimba_kernels.testing import TOLERANCE, assert_agreement, gaps, outputs_and_gradients, packed
 
 pytest.importorskip("triton", reason="no Triton: install the `gpu` extra")
 from dimba_kernels.ssd import gpu_tiles  # noqa: E402
@@ -52,6 +53,25 @@ def test_gradients_by_gpu_kernels_of_heads_in_parts_are_those_of_all(form, dtype
     one, four = in_parts(1), in_parts(4)
     for name, value in one.items():
         np.testing.assert_array_equal(np.asarray(value), np.asarray(four[name]), err_msg=name)
+
+
+@pytest.mark.parametrize("form", [ssd, ssd_bidirectional])
+def test_shares_of_one_group_are_added_up_part_by_part_by_gpu_kernels(form, monkeypatch):
+    """Then a later part adds to the shares of the first in B's and C's gradients, which are not kept apart."""
+    use(monkeypatch, gradient_parts=2, gradient_heads=2)
+    arrays = arguments(replace(SMALL, h=8, g=1))
+    if form is ssd_bidirectional:
+        del arrays["h0"]
+    run, reference = partial(form, implementation="gpu"), partial(form, implementation="reference")
+    assert_agreement(run, reference, arrays, TOLERANCE["float32"])
+
+
+def test_a_last_state_that_nobody_uses_has_no_gradient_by_gpu_kernels():
+    """Its cotangent is then no array at all, which the kernels are told."""
+    run, reference = (
+        lambda name=name, **arrays: ssd(**arrays, implementation=name)[0] for name in ("gpu", "reference")
+    )
+    assert_agreement(run, reference, arguments(SMALL), TOLERANCE["float32"])
 
 
 # h, g, and in how many parts their gradients are taken

@@ -201,17 +201,15 @@ def _enter(
     return entering
 
 
-def _backward(statics: Statics, arrays: Arrays, saved: jax.Array, dy: jax.Array, dlast: jax.Array) -> Arrays:
-    u, dt, A, B, C, D, z, h0, bias, flags = arrays
+def _gradients(
+    statics: Statics, arrays: Arrays, plan: Tiles, segment: int, saved: jax.Array, dy: jax.Array, enter: jax.Array
+) -> tuple[list[jax.Array], jax.Array]:
+    """What `selective_scan_backward` returns, and dBC summed over the channel blocks, one part of them at a time."""
+    u, dt, A, _, _, D, z, _, bias, flags = arrays
     (b, l, d), n = u.shape, A.shape[1]
-    plan = _tiles(arrays)
-    layout, segment = plan.backward, min(plan.backward_segment, -(-l // plan.save) * plan.save)
-    count, blocks = -(-l // segment), -(-d // layout.block(n))
-    enter = dlast.astype(jnp.float32)
-    if count > 1:
-        enter = _enter(statics, arrays, plan.segments, segment, dy, enter, adjoint=True)
+    layout, count = plan.backward, -(-l // segment)
     none = _float32(1)
-    outputs = [
+    whole = [
         *(jax.ShapeDtypeStruct(value.shape, value.dtype) for value in (u, dt)),
         none if z is None else jax.ShapeDtypeStruct(z.shape, z.dtype),
         _float32(b * count, d, n),
@@ -220,26 +218,38 @@ def _backward(statics: Statics, arrays: Arrays, saved: jax.Array, dy: jax.Array,
         _float32(b, d, n),
     ]
     BC = packed(arrays, statics, layout, segment)
-    found, dBC = [jnp.zeros(1, output.dtype) for output in outputs], jnp.zeros(BC.shape, jnp.float32)
-    some = -(-blocks // plan.backward_parts)
-    for first in range(0, blocks, some):
-        at = jnp.full(1, first, jnp.int32)
-        if first:  # or XLA might keep the shares of all parts before it sums the first
-            at, dBC = jax.lax.optimization_barrier((at, dBC))
-        part = min(some, blocks - first)
+    blocks = -(-d // layout.block(n))
+    each = -(-blocks // plan.backward_parts)
+    found, dBC = [], jnp.zeros(BC.shape, jnp.float32)
+    for first in range(0, blocks, each):
+        first_block = jnp.full(1, first, jnp.int32)
+        if found:  # or XLA might keep the shares of all parts before it sums the first
+            first_block, dBC = jax.lax.optimization_barrier((first_block, dBC))
+        part = min(each, blocks - first)
+        inputs = [u, dt, A, BC, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), saved, dy, enter, first_block]
         *found, shares = triton_call(
             selective_scan_backward,
-            [u, dt, A, BC, _or(D, A), _or(z, u), _or(bias, A), _or(flags, u), saved, dy, enter, at]
-            + ([] if first else found),
-            [*outputs, jax.ShapeDtypeStruct((part, *BC.shape), _saved_dtype(arrays))],
+            inputs if found else [*inputs, *(jnp.zeros(1, output.dtype) for output in whole)],
+            [*whole, jax.ShapeDtypeStruct((part, *BC.shape), _saved_dtype(arrays))],
             grid=(part, b, count),
             constants=constants_of(arrays, statics, layout, segment) | dict(SAVE=plan.save, HAS_D=D is not None),
             warps=layout.warps,
             stages=1,
-            unfinished=found if first else (),
+            unfinished=found,
         )
         dBC = dBC + shares.sum(0, dtype=jnp.float32)
-    du, ddt, dz, dA, dD, dbias, dstart = found
+    return found, dBC
+
+
+def _backward(statics: Statics, arrays: Arrays, saved: jax.Array, dy: jax.Array, dlast: jax.Array) -> Arrays:
+    _, _, A, B, C, D, z, h0, bias, _ = arrays
+    l, n = arrays.u.shape[1], A.shape[1]
+    plan = _tiles(arrays)
+    segment = min(plan.backward_segment, -(-l // plan.save) * plan.save)
+    enter = dlast.astype(jnp.float32)
+    if l > segment:
+        enter = _enter(statics, arrays, plan.segments, segment, dy, enter, adjoint=True)
+    (du, ddt, dz, dA, dD, dbias, dstart), dBC = _gradients(statics, arrays, plan, segment, saved, dy, enter)
     dB, dC = unpacked(dBC, statics, l, n)
     return Arrays(
         u=du,

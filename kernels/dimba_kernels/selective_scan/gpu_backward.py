@@ -66,12 +66,13 @@ def selective_scan_backward(
 ):  # fmt: skip
     """Gradients of a block of channels over one segment: programs are (channel block, batch, segment).
 
-    From the last step to the first, T at a time: their states again, from the one saved before the block of SAVE steps
-    that they are in, then the recurrence of the gradients backwards. SAVE is T or 2 T; with 2 T, the steps of a block's
-    second half are reached through those of its first.
+    From the last step to the first, T at a time: their states again, then the recurrence of the gradients backwards.
+    The state before every SAVE steps is saved; with the last tile of such a block the scan runs through the others, two
+    or four in all, and keeps the states before them.
     enter (b, segments, d, n) holds the gradients of the states behind the segments.
 
-    Sums over what other programs hold are left to the caller: dBC (channel blocks, b, steps, 2, states), which lies
+    A launch takes the channel blocks from first_block on, and may go on with the outputs of another, but for dBC. Sums
+    over what other programs hold are left to the caller: dBC (channel blocks, b, steps, 2, states), which lies
     like B and C, dA (b segments, d, n), dD and dbias (b segments, d). dstart (b, d, n) is the gradient of the state
     before the first step.
     """

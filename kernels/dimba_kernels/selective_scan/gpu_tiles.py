@@ -70,6 +70,7 @@ def tiles(device_kind: str, b: int, l: int, d: int, n: int) -> Tiles:
     """
     del device_kind
     wide = _layout(rows=8, states=4, d=d, n=n)
+    parts, backward_segment = _backward_cuts(wide, b, l, d, n)
     forward = _walk(rows=8, states=4, n=n)
     few = _programs(forward, b, d, n) < 1.5 * _SCHEDULERS
     if n <= 32 and few and l < 8192:
@@ -80,8 +81,8 @@ def tiles(device_kind: str, b: int, l: int, d: int, n: int) -> Tiles:
         backward=wide,
         save=4 * wide.rows,
         forward_segment=_segment(forward, b, l, d, n, (12 if few and l >= 8192 else 1) * _SCHEDULERS),
-        backward_segment=_segment(wide, b, l, d, n, 40 * _MULTIPROCESSORS // wide.warps),
-        backward_parts=3,
+        backward_segment=backward_segment,
+        backward_parts=parts,
     )
 
 
@@ -112,6 +113,28 @@ def _segment(layout: Layout, b: int, l: int, d: int, n: int, programs: int) -> i
     while segment > 128 and _programs(layout, b, d, n) * -(-l // segment) < programs:
         segment //= 2
     return segment
+
+
+def _backward_cuts(layout: Layout, b: int, l: int, d: int, n: int) -> tuple[int, int]:
+    """Parts of the channels, and steps a segment.
+
+    In one part, unless its shares of B's and C's gradients are large; then in so many that they take some .7 bytes for
+    every element of u, or in one more, four at the most. Of these the cuts with which a multiprocessor that is never
+    idle has the fewest steps to take, 64 of them for the begin of each program.
+    """
+    blocks = -(-d // layout.block(n))
+    share = 4 * b * l * layout.padded(n)
+    least = 1 if blocks * share < 32e6 else min(3, -(-blocks * share // int(0.7 * b * l * d)))
+    at_once = _MULTIPROCESSORS * max(1, 8 // layout.warps)  # a multiprocessor has registers for eight such warps
+    segments = [segment for segment in (128 << i for i in range(25)) if segment < 2 * max(l, 128)]
+
+    def steps(parts: int, segment: int) -> int:
+        programs = -(-blocks // parts) * b * -(-l // segment)
+        return parts * -(-programs // at_once) * (segment + 64)
+
+    more = least if least == 1 else least + 1
+    choices = [(parts, segment) for parts in (least, more) for segment in reversed(segments)]
+    return min(choices, key=lambda choice: steps(*choice))
 
 
 def _power_of_two(n: int) -> int:

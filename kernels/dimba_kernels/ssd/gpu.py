@@ -2,9 +2,9 @@
 
 Three launches forward: the decays of each position's chunk, the states entering the chunks, and y. Backward they
 are four: decays, states and the states' gradients, all other gradients, the decays' own gradient; large states are
-taken a part of the heads at a time. Nothing but the inputs is kept for the backward pass. What lies between the
-arguments and the kernels (dt A, masks, resets) is left to XLA and its automatic differentiation: it concerns small
-arrays only.
+taken a part of the heads at a time, through all four. Nothing but the inputs is kept for the backward pass. What lies
+between the arguments and the kernels (dt A, masks, resets) is left to XLA and its automatic differentiation: it
+concerns small arrays only.
 """
 
 from __future__ import annotations
@@ -105,13 +105,14 @@ def _scan(static: Static, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
 
 
 def _scan_forward(static: Static, primals: Any) -> tuple[tuple[jax.Array, jax.Array], Inputs]:
-    inputs = Inputs(*(None if primal is None else primal.value for primal in primals))
+    values: Any = (None if primal is None else primal.value for primal in primals)
+    inputs = Inputs(*values)
     return _scan(static, inputs), inputs
 
 
 def _scan_backward(static: Static, inputs: Inputs, cotangents: tuple[Any, Any]) -> tuple[Inputs]:
     dy, end = cotangents
-    dy = jnp.zeros(dy.shape, dy.dtype) if isinstance(dy, SymbolicZero) else dy
+    dy = jnp.zeros(inputs.x.shape, inputs.x.dtype) if isinstance(dy, SymbolicZero) else dy
     end = None if isinstance(end, SymbolicZero) else end
     plan = Plan(static, inputs)
     parts, found = [], None
@@ -129,11 +130,19 @@ def _scan_backward(static: Static, inputs: Inputs, cotangents: tuple[Any, Any]) 
     assert found is not None
     dB, dC = jnp.sum(found.dB, axis=(-5, -4), dtype=jnp.float32), jnp.sum(found.dC, axis=-4, dtype=jnp.float32)
     dB, dC = dB.astype(inputs.x.dtype), dC.astype(inputs.x.dtype)
-    ddt, da, dD, dh0 = (
-        None if of_parts[0] is None else jnp.concatenate(of_parts, axis)
-        for of_parts, axis in zip(zip(*parts, strict=True), (-2, -2, -1, -3), strict=True)
+    ddt, da, dD, dh0 = zip(*parts, strict=True)
+    return (
+        Inputs(
+            found.dx,
+            jnp.concatenate(ddt, -2),
+            jnp.concatenate(da, -2),
+            dB,
+            dC,
+            None if inputs.D is None else jnp.concatenate(dD, -1),
+            None if inputs.h0 is None else jnp.concatenate(dh0, -3),
+            None,
+        ),
     )
-    return (Inputs(found.dx, ddt, da, dB, dC, dD, dh0, None),)
 
 
 _scan.defvjp(_scan_forward, _scan_backward, symbolic_zeros=True)

@@ -110,8 +110,8 @@ def _split_resets(a, RESETS: tl.constexpr):
 def decay_gradients(
     a,  # (ways, b, h, l), float32
     launch,  # (3,) int32, the first of them: of the heads that this launch takes
-    crossing,  # (ways, b, heads, padded l): of pairs of positions, those that end here less those that begin here; if EXACT
-    # those that begin before here and end here or behind
+    crossing,  # (ways, b, heads, padded l): of pairs of positions, those that end here less those that begin here; if
+    # EXACT those that begin before here and end here or behind
     entering,  # the same shape: the terms of what comes from before the chunk to here
     leaving,  # the same shape: the terms of what goes from here to the chunk's end
     through,  # (ways, b, heads, chunks): the term of what goes through the chunk

@@ -30,12 +30,12 @@ def chunk_gradients(
     scales,  # (ways, b, heads, chunks) float32
     launch,  # (3,) int32, the first of them: of the heads that this launch takes
     states,  # (2, ways, b, chunks, heads, n, p): entering states, and the gradients of the states at the other end
-    dx_before,  # not used, nor the next two: the outputs' memory, with what another launch has written to it
+    dx_before,  # the outputs' memory, with what another launch has written to it
     dB_before,
     dC_before,
     dx,  # as x
-    dB,  # ([ways,] b, 2, blocks of heads, l, g, n): to be summed
-    dC,  # ([ways,] b, blocks of heads, l, g, n): to be summed
+    dB,  # ([ways,] b, 2, SHARES, l, g, n): to be summed
+    dC,  # ([ways,] b, SHARES, l, g, n): to be summed
     ddt,  # ([ways,] b, heads, padded l) float32: what reaches dt beside the decay
     dD,  # the same: x dy
     crossing,  # (ways, b, heads, padded l) float32: see decay_gradients
@@ -57,6 +57,7 @@ def chunk_gradients(
     CHUNKS: tl.constexpr,
     HEADS: tl.constexpr,
     LOCAL: tl.constexpr,  # heads that this launch takes
+    SHARES: tl.constexpr,  # of a group's heads in dB and dC; of one group, a later launch adds to those of the first
     BN: tl.constexpr,
     BP: tl.constexpr,
     X_STAGES: tl.constexpr,
@@ -77,6 +78,7 @@ def chunk_gradients(
     local_block = tl.program_id(0) // 3  # heads are counted from the first of the launch
     head_block = first_head // HEADS + local_block
     group = head_block // BLOCKS
+    share = (local_block if G == 1 else head_block) % SHARES
     c = tl.program_id(1).to(tl.int64)
     line = tl.program_id(2).to(tl.int64)  # of ([ways,] b)
     inside = tl.arange(0, Q)
@@ -93,6 +95,7 @@ def chunk_gradients(
     in_block = here[:, None] & (n < N)[None, :]
     block = c * Q * (G * N) + group * N + inside[:, None] * (G * N) + n[None, :]
     partial = L * G * N
+    goes_on = in_block & (G == 1) & (first_head > 0)
 
     if tl.program_id(0) % 3 == 0:  # pairs as (j, i): dx
         B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
@@ -169,11 +172,7 @@ def chunk_gradients(
             scale_at = way * (BATCH * LOCAL * CHUNKS) + row * CHUNKS + c
             passing = tl.load(scales + scale_at) * tl.sum(h_c.to(tl.float32) * dh_c.to(tl.float32))
             tl.store(through + scale_at, passing)
-        tl.store(
-            dB + (line * 2 * BLOCKS + head_block % BLOCKS) * partial + block,
-            total.to(dB.dtype.element_ty),
-            mask=in_block,
-        )
+        _store_share(dB, dB_before, (line * 2 * SHARES + share) * partial + block, total, in_block, goes_on)
     else:  # pairs as (i, j): dC, and of dB what stays in the chunk
         C_c = load_rows(C + rows, inside, n, G * N, keep, KEEP, N, BN)
         dscores = tl.zeros((Q, Q), tl.float32)
@@ -202,12 +201,16 @@ def chunk_gradients(
         dscores = dscores.to(x.dtype.element_ty)
         B_c = load_rows(B + rows, inside, n, G * N, keep, KEEP, N, BN)
         dC_c = product(dscores, B_c, total, PRECISION)
-        tl.store(
-            dC + (line * BLOCKS + head_block % BLOCKS) * partial + block, dC_c.to(dC.dtype.element_ty), mask=in_block
-        )
+        _store_share(dC, dC_before, (line * SHARES + share) * partial + block, dC_c, in_block, goes_on)
         dB_c = product(tl.trans(dscores), C_c, None, PRECISION)
-        to = dB + ((line * 2 + 1) * BLOCKS + head_block % BLOCKS) * partial + block
-        tl.store(to, dB_c.to(dB.dtype.element_ty), mask=in_block)
+        _store_share(dB, dB_before, ((line * 2 + 1) * SHARES + share) * partial + block, dB_c, in_block, goes_on)
+
+
+@triton.jit
+def _store_share(out, before, at, share, exists, goes_on):
+    """Added last, to what an earlier launch has stored there: begun with, that would cost registers in the loops."""
+    share += tl.load(before + at, mask=goes_on, other=0.0).to(tl.float32)
+    tl.store(out + at, share.to(out.dtype.element_ty), mask=exists)
 
 
 @triton.jit

@@ -218,12 +218,13 @@ class Plan:
         chunks, heads, each = self.chunks(Q), part.heads, tiles.gradient_heads
         lead = () if self.static.shared else (2,)
         along, ways = _float32(*lead, self.b, heads, chunks * Q), _float32(self.ways, self.b, heads, chunks * Q)
-        shares = self.h // self.g // each, self.l, self.g, self.n  # of dB and dC, to be summed
+        shares = (heads if self.g == 1 else self.h // self.g) // each
+        of_groups = shares, self.l, self.g, self.n  # of dB and dC
         whole = [
             jax.ShapeDtypeStruct(inputs.x.shape, inputs.x.dtype),
             # rounded no worse than the sum of them will be
-            jax.ShapeDtypeStruct((*lead, self.b, 2, *shares), inputs.x.dtype),
-            jax.ShapeDtypeStruct((*lead, self.b, *shares), inputs.x.dtype),
+            jax.ShapeDtypeStruct((*lead, self.b, 2, *of_groups), inputs.x.dtype),
+            jax.ShapeDtypeStruct((*lead, self.b, *of_groups), inputs.x.dtype),
         ]
         outputs = [
             *whole, along, along if inputs.D is not None else _float32(1),
@@ -242,7 +243,7 @@ class Plan:
             grid=(3 * heads // each, chunks, self.lines),
             constants=self._sizes | self._flags | dict(
                 HAS_D=inputs.D is not None, RESETS=self.resets, Q=Q, CHUNKS=chunks, HEADS=each, LOCAL=heads,
-                BN=gpu_tiles.block(self.n), BP=gpu_tiles.block(self.p), X_STAGES=tiles.x_stages,
+                SHARES=shares, BN=gpu_tiles.block(self.n), BP=gpu_tiles.block(self.p), X_STAGES=tiles.x_stages,
                 B_STAGES=tiles.b_stages, C_STAGES=tiles.c_stages, EXACT=self.wide, PRECISION=self._precision,
             ),
             warps=tiles.gradient_warps,

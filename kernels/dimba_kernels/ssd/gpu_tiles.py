@@ -40,6 +40,7 @@ class Tiles:
     b_stages: int
     c_stages: int
 
+
 _FULL = 5 * 132  # programs: more than two at a time for each multiprocessor
 
 
