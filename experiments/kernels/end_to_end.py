@@ -38,12 +38,13 @@ SPECIAL = 8  # tokens left out of the random text: padding, mask and their like
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe and its variant; rows a batch and positions a row, None for the recipe's own."""
+    """A recipe and its variant; rows a batch, positions a row and layers, None for the recipe's own."""
 
     recipe: str
     variant: str = ""
     rows: int | None = None
     length: int | None = None
+    layers: int | None = None
 
     def config(self, implementation: str) -> RunConfig:
         spec = importlib.util.spec_from_file_location(self.recipe, CONFIGS / f"{self.recipe}.py")
@@ -56,6 +57,8 @@ class Case:
             config = replace(config, training=replace(config.training, batch_size=self.rows))
         if self.length is not None:
             config = replace(config, data=replace(config.data, target_length=self.length))
+        if self.layers is not None:
+            config = replace(config, model=replace(config.model, layers=self.layers))
         return config
 
 
@@ -64,6 +67,8 @@ CASES = {
     "mambadiff_qqp": Case("mambadiff_qqp"),  # Mamba (S6), rows of 64
     "diffumamba_1024": Case("diffumamba", "240m", rows=16, length=1024),
     "diffumamba_8192": Case("diffumamba", "240m", rows=2, length=8192),
+    "diffumamba_12_1024": Case("diffumamba", "240m", rows=16, length=1024, layers=12),
+    "diffumamba_12_8192": Case("diffumamba", "240m", rows=2, length=8192, layers=12),
     "tiny": Case("diffumamba", "tiny", rows=4, length=128),
 }
 

@@ -52,7 +52,9 @@ def test_gradients_by_gpu_kernels_of_heads_in_parts_are_those_of_all(form, dtype
 
     one, four = in_parts(1), in_parts(4)
     for name, value in one.items():
-        np.testing.assert_array_equal(np.asarray(value), np.asarray(four[name]), err_msg=name)
+        # XLA sums D's over the positions, in an order that depends on how many heads there are
+        rounding = 1e-6 if name == "gradient D" else 0
+        np.testing.assert_allclose(np.asarray(value), np.asarray(four[name]), rtol=rounding, atol=0, err_msg=name)
 
 
 @pytest.mark.parametrize("form", [ssd, ssd_bidirectional])
