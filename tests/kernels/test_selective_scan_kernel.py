@@ -203,6 +203,21 @@ def test_gpu_kernels_in_segments_agree_with_reference(l, d, seen, reverse, forwa
         assert_agrees(partial(selective_scan, reverse=reverse, **rest), "gpu", arrays)
 
 
+@pytest.mark.parametrize(("forward", "backward", "save"), [(4, 4, 4), (4, 4, 32), (16, 4, 8)])
+def test_gpu_tiles_that_do_not_fit_together_are_refused(forward, backward, save):
+    pytest.importorskip("triton")
+    from dimba_kernels.bench import tune
+    from dimba_kernels.selective_scan.gpu_tiles import Layout, Tiles
+
+    forward, backward = Layout(forward, 4, 1, 1), Layout(backward, 4, 1, 1)
+    cut = Tiles(forward, forward, backward, save, forward_segment=32, backward_segment=32, backward_parts=1)
+    with (
+        tune.tiles("selective_scan", lambda *_: cut),
+        pytest.raises(ValueError, match=f"save={save} is not two or four"),
+    ):
+        selective_scan(**arguments(TINY), implementation="gpu")
+
+
 def test_gpu_kernels_round_no_gradient_to_a_narrower_dtype_than_its_own():
     """u alone in bfloat16: the shares of B's and C's gradients, and the saved states, stay in float32."""
     pytest.importorskip("triton")

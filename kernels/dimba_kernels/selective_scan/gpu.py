@@ -111,7 +111,9 @@ _scan.defvjp(_scan_fwd, _scan_bwd)
 def _tiles(arrays: Arrays) -> Tiles:
     gpu = jax.default_backend() in ("gpu", "cuda")
     b, l, d = arrays.u.shape
-    return tiles(jax.devices()[0].device_kind if gpu else "NVIDIA H200", b, l, d, arrays.A.shape[1])
+    plan = tiles(jax.devices()[0].device_kind if gpu else "NVIDIA H200", b, l, d, arrays.A.shape[1])
+    plan.check()
+    return plan
 
 
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:

@@ -53,6 +53,15 @@ class Tiles:
     backward_segment: int
     backward_parts: int
 
+    def check(self) -> None:
+        """Raises ValueError if they do not fit together. A search makes such tiles, and finds out when it tries them."""
+        rows = self.backward.rows
+        if self.save not in (2 * rows, 4 * rows) or self.save % self.forward.rows:
+            raise ValueError(
+                f"selective_scan: save={self.save} is not two or four times backward.rows={rows}, or no multiple of "
+                f"forward.rows={self.forward.rows}"
+            )
+
 
 # What a benchmark tries, where it is not half and twice.
 OPTIONS = {f"{kernel}.rows": (8, 16) for kernel in ("forward", "segments", "backward")}
