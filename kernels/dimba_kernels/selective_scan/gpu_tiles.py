@@ -54,7 +54,7 @@ class Tiles:
     backward_parts: int
 
     def check(self) -> None:
-        """Raises ValueError if they do not fit together. A search makes such tiles, and finds out when it tries them."""
+        """Raises ValueError if they do not fit together; a search makes such, and finds out when it tries them."""
         rows = self.backward.rows
         if self.save not in (2 * rows, 4 * rows) or self.save % self.forward.rows:
             raise ValueError(
