@@ -84,7 +84,7 @@ def triton_call(
 
     Args:
         unfinished: the first outputs of an earlier launch, whose memory this one goes on to fill. The kernel has
-            parameters for them between inputs and outputs, and does not use them.
+            parameters for them between inputs and outputs, through which a program may read what it will write over.
         grid: programs along up to three axes.
         constants: by parameter name; `tl.constexpr` in the kernel.
         warps: of 32 threads, a program.

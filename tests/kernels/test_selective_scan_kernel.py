@@ -189,32 +189,67 @@ def test_two_halves_with_carried_state_are_the_whole(any_implementation, reverse
     ],
 )
 def test_gpu_kernels_in_segments_agree_with_reference(l, d, seen, reverse, forward, backward, save):
-    """The sequence is cut, into equal parts or not, and so are the channels; the layouts are some that a search may
-    choose."""
+    """The sequence is cut, into equal parts or not; the layouts are some that a search may choose."""
+    in_pieces(replace(TINY, l=l, d=d), seen, reverse, forward, backward, save, segments=(16, 32), parts=1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks", "seen", "reverse", "save"),
+    [
+        (dict(b=2, l=37, d=40), 2, True, False, 16),
+        (dict(l=37, d=72), 3, False, True, 8),  # parts of two blocks and of one
+        (dict(l=64, d=64), 2, False, False, 16),  # nothing but whole segments and blocks
+    ],
+)
+def test_gpu_kernels_of_channels_in_parts_agree_with_reference(shape, blocks, seen, reverse, save):
+    """What large shares of B's and C's gradients do to the backward pass."""
+    from dimba_kernels.selective_scan.gpu_tiles import Layout
+
+    assert -(-shape["d"] // Layout(4, 4, 1, 1).block(TINY.n)) == blocks
+    shape = replace(TINY, **shape)
+    in_pieces(shape, seen, reverse, (8, 4, 1, 1), (4, 4, 1, 1), save, segments=(32, 32), parts=2)
+
+
+def in_pieces(shape, seen, reverse, forward, backward, save, segments, parts):
+    """Assert that the GPU kernels agree with the reference where their work is cut so.
+
+    Args:
+        seen: with a mask and segments of text, else with softplus.
+        forward, backward: layouts.
+        segments: steps of the forward and the backward pass's.
+    """
     pytest.importorskip("triton")
     from dimba_kernels.bench import tune
     from dimba_kernels.selective_scan.gpu_tiles import Layout, Tiles
 
-    rest = dict(mask=gaps(1, l, seed=2), segments=packed(1, l, 20)) if seen else dict(dt_softplus=True)
-    arrays = (arguments if seen else raw_arguments)(replace(TINY, l=l, d=d))
+    b, l = shape.b, shape.l
+    rest = dict(mask=gaps(b, l, seed=2), segments=packed(b, l, 20)) if seen else dict(dt_softplus=True)
+    arrays = (arguments if seen else raw_arguments)(shape)
     layout = Layout(*forward)
-    cut = Tiles(layout, layout, Layout(*backward), save, forward_segment=16, backward_segment=32, backward_parts=2)
+    cut = Tiles(layout, layout, Layout(*backward), save, *segments, parts)
     with tune.tiles("selective_scan", lambda *_: cut):
         assert_agrees(partial(selective_scan, reverse=reverse, **rest), "gpu", arrays)
 
 
-@pytest.mark.parametrize(("forward", "backward", "save"), [(4, 4, 4), (4, 4, 32), (16, 4, 8)])
-def test_gpu_tiles_that_do_not_fit_together_are_refused(forward, backward, save):
+@pytest.mark.parametrize(
+    ("forward", "backward", "save", "segments"),
+    [
+        (4, 4, 4, (32, 32)),
+        (4, 4, 32, (32, 32)),
+        (16, 4, 8, (32, 32)),
+        (4, 4, 16, (32, 24)),
+        (4, 4, 16, (24, 32)),
+        (8, 4, 8, (8, 8)),
+    ],
+)
+def test_gpu_tiles_that_do_not_fit_together_are_refused(forward, backward, save, segments):
     pytest.importorskip("triton")
     from dimba_kernels.bench import tune
     from dimba_kernels.selective_scan.gpu_tiles import Layout, Tiles
 
-    forward, backward = Layout(forward, 4, 1, 1), Layout(backward, 4, 1, 1)
-    cut = Tiles(forward, forward, backward, save, forward_segment=32, backward_segment=32, backward_parts=1)
-    with (
-        tune.tiles("selective_scan", lambda *_: cut),
-        pytest.raises(ValueError, match=f"save={save} is not two or four"),
-    ):
+    forward, wide, backward = Layout(forward, 4, 1, 1), Layout(16, 4, 1, 1), Layout(backward, 4, 1, 1)
+    cut = Tiles(forward, wide, backward, save, *segments, backward_parts=1)
+    with tune.tiles("selective_scan", lambda *_: cut), pytest.raises(ValueError, match="tiles do not fit together"):
         selective_scan(**arguments(TINY), implementation="gpu")
 
 

@@ -1,6 +1,6 @@
 """Triton kernels of the causal convolution: each thread walks along the sequence with a few channels.
 
-The window of past inputs stays in registers as float32, so every element is read once, in 16-byte accesses, and
+The window of past inputs stays in registers as float32, so every element is read once and
 converted once. "Step" counts positions in the direction of the scan; with REVERSE step s is position L-1-s.
 
 Shared parameters: x, y and their gradients (B, L, D); w (D, K); tail (B, K-1, D) in order of position; flags (B, L)

@@ -72,15 +72,15 @@ def selective_scan_backward(
     enter (b, segments, d, n) holds the gradients of the states behind the segments.
 
     A launch takes the channel blocks from first_block on, and may go on with the outputs of another, but for dBC. Sums
-    over what other programs hold are left to the caller: dBC (channel blocks, b, steps, 2, states), which lies
-    like B and C, dA (b segments, d, n), dD and dbias (b segments, d). dstart (b, d, n) is the gradient of the state
-    before the first step.
+    over what other programs hold are left to the caller: dBC (channel blocks of the launch, b, steps, 2, states), which
+    lies like B and C, dA (b segments, d, n), dD and dbias (b segments, d). dstart (b, d, n) is the gradient of the
+    state before the first step.
     """
     DB: tl.constexpr = W * DL * DT
     ROW: tl.constexpr = 2 * NL * NT
     SEGMENTS: tl.constexpr = (L + SEGMENT - 1) // SEGMENT
     TILES: tl.constexpr = SAVE // T
-    tl.static_assert(TILES == 2 or TILES == 4)
+    tl.static_assert((SAVE == 2 * T or SAVE == 4 * T) and SEGMENT % SAVE == 0)
     WHOLE: tl.constexpr = EVEN and not FLAGS
     block = tl.load(first_block_p) + tl.program_id(0)
     b, s = tl.program_id(1), tl.program_id(2)
@@ -110,7 +110,8 @@ def selective_scan_backward(
     if HAS_Z:
         next_z = load_wide(z_p, row, first, d, L, D, T, REVERSE, EVEN)
     next_saved = load_saved(saved_p, block, first, L, D, N, SAVE, NT, DT, W, NL, DL, EVEN)
-    h0 = tl.zeros_like(later)  # the states before a block's tiles, but for the last of them
+    # the states before the tiles 0, 1 and 2 of a block of four; that before its last one is used at once
+    h0 = tl.zeros_like(later)
     if TILES == 4:
         h1, h2 = h0, h0
     for _i in tl.range(0, SEGMENT // T, num_stages=1):

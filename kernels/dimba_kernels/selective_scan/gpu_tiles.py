@@ -55,11 +55,12 @@ class Tiles:
 
     def check(self) -> None:
         """Raises ValueError if they do not fit together; a search makes such, and finds out when it tries them."""
-        rows = self.backward.rows
-        if self.save not in (2 * rows, 4 * rows) or self.save % self.forward.rows:
+        segments = self.forward_segment, self.backward_segment
+        fits = self.save in (2 * self.backward.rows, 4 * self.backward.rows) and self.save % self.forward.rows == 0
+        if not fits or any(segment % self.save or segment % self.segments.rows for segment in segments):
             raise ValueError(
-                f"selective_scan: save={self.save} is not two or four times backward.rows={rows}, or no multiple of "
-                f"forward.rows={self.forward.rows}"
+                "selective_scan: tiles do not fit together: save must be two or four times backward.rows and a "
+                f"multiple of forward.rows, and both segments multiples of save and of segments.rows, in {self}"
             )
 
 
@@ -127,9 +128,9 @@ def _segment(layout: Layout, b: int, l: int, d: int, n: int, programs: int) -> i
 def _backward_cuts(layout: Layout, b: int, l: int, d: int, n: int) -> tuple[int, int]:
     """Parts of the channels, and steps a segment.
 
-    In one part, unless its shares of B's and C's gradients are large; then in so many that they take some .7 bytes for
-    every element of u, or in one more, four at the most. Of these the cuts with which a multiprocessor that is never
-    idle has the fewest steps to take, 64 of them for the begin of each program.
+    In one part, unless its shares of B's and C's gradients are large; then in so many that they take some .7 bytes (of
+    bfloat16; twice that of float32) for every element of u, or in one more, four at the most. Of these the cuts with
+    which a multiprocessor that is never idle has the fewest steps to take, 64 of them for the begin of each program.
     """
     blocks = -(-d // layout.block(n))
     share = 4 * b * l * layout.padded(n)
@@ -141,8 +142,9 @@ def _backward_cuts(layout: Layout, b: int, l: int, d: int, n: int) -> tuple[int,
         programs = -(-blocks // parts) * b * -(-l // segment)
         return parts * -(-programs // at_once) * (segment + 64)
 
-    more = least if least == 1 else least + 1
-    choices = [(parts, segment) for parts in (least, more) for segment in reversed(segments)]
+    # so many parts as there are with equal numbers of blocks
+    possible = {-(-blocks // -(-blocks // parts)) for parts in ((1,) if least == 1 else (least, least + 1))}
+    choices = [(parts, segment) for parts in sorted(possible) for segment in reversed(segments)]
     return min(choices, key=lambda choice: steps(*choice))
 
 

@@ -115,9 +115,10 @@ class Plan:
 
     def part(self, number: int, end: jax.Array | None) -> Part:
         """Those whose gradients are taken together. end: the cotangent of h_last; None for zeros."""
-        heads, rows = self.h // self.tiles.gradient_parts, self.ways * self.b
-        keeps_last = 2 * rows if self.inputs.h0 is None else rows  # only gradients of h0, if there is one
-        return Part(heads, jnp.array([number * heads, end is not None, keeps_last], jnp.int32))
+        heads, walks = self.h // self.tiles.gradient_parts, self.ways * self.b
+        # the last states of the second walk are h0's gradients; without h0 none are kept
+        last_from = 2 * walks if self.inputs.h0 is None else walks
+        return Part(heads, jnp.array([number * heads, end is not None, last_from], jnp.int32))
 
     def _or_empty(self, value: jax.Array | None, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
         return jnp.zeros(1, dtype) if value is None else value
@@ -192,7 +193,7 @@ class Plan:
 
     def outputs(self, decays: Decays, states: jax.Array) -> jax.Array:
         """y."""
-        Q, inputs, launch = self.tiles.chunk, self.inputs, self.tiles.outputs
+        Q, inputs, cut = self.tiles.chunk, self.inputs, self.tiles.outputs
         (y,) = triton_call(
             chunk_outputs,
             [
@@ -205,8 +206,8 @@ class Plan:
                 HAS_D=inputs.D is not None, RESETS=self.resets, Q=Q, CHUNKS=self.chunks(Q), HEADS=self.tiles.heads,
                 BN=gpu_tiles.block(self.n), BP=gpu_tiles.block(self.p), PRECISION=self._precision,
             ),
-            warps=launch.warps,
-            stages=launch.stages,
+            warps=cut.warps,
+            stages=cut.stages,
         )  # fmt: skip
         return y
 
@@ -220,11 +221,12 @@ class Plan:
         along, ways = _float32(*lead, self.b, heads, chunks * Q), _float32(self.ways, self.b, heads, chunks * Q)
         shares = (heads if self.g == 1 else self.h // self.g) // each
         of_groups = shares, self.l, self.g, self.n  # of dB and dC
+        # rounded as the sum of them will be; but not once more for every part that adds to them
+        dtype = jnp.float32 if self.g == 1 and tiles.gradient_parts > 2 else inputs.x.dtype
         whole = [
             jax.ShapeDtypeStruct(inputs.x.shape, inputs.x.dtype),
-            # rounded no worse than the sum of them will be
-            jax.ShapeDtypeStruct((*lead, self.b, 2, *of_groups), inputs.x.dtype),
-            jax.ShapeDtypeStruct((*lead, self.b, *of_groups), inputs.x.dtype),
+            jax.ShapeDtypeStruct((*lead, self.b, 2, *of_groups), dtype),
+            jax.ShapeDtypeStruct((*lead, self.b, *of_groups), dtype),
         ]
         outputs = [
             *whole, along, along if inputs.D is not None else _float32(1),

@@ -58,7 +58,7 @@ def chunk_states(
     start,  # (ways, b, h, p, n) float32: h0
     end,  # the same: the cotangent of h_last
     launch,  # (3,) int32: the first of the heads that this launch takes; whether there is an `end`, else it is zero;
-    # the first of (walks, ways, b) whose last state is kept
+    # number, in (walks, ways, b), from which on last states are kept
     states,  # (walks, ways, b, chunks, heads, n, p), in x's dtype: the state with which the walk enters each chunk
     last,  # (ways, b, heads, p, n) float32, if any are kept
     BATCH: tl.constexpr,
