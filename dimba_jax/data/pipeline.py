@@ -19,9 +19,9 @@ __all__ = ["TrainIterator", "encode_prompts", "train_iterator", "valid_batches"]
 class TrainIterator:
     """Endless batches; batch i is a function of the rows, the seed and i alone.
 
-    Rows are shuffled anew each epoch and dealt to the processes in turn, so that batch i holds the same rows
-    over all processes, however many there are, and no row twice within an epoch. The state is a number,
-    valid whatever the number of processes or workers.
+    Rows are shuffled anew each epoch, and of every batch the first process gets the first rows, and so on: batch i
+    holds the same rows in the same order, however many processes there are, and no row twice within an epoch. The state
+    is a number, valid whatever the number of processes or workers.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class TrainIterator:
         self._data = rows.fingerprint()
         self._workers = workers
         order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-        share = order[process_index::process_count].batch(
-            batch_size // process_count, drop_remainder=True, batch_fn=np.asarray
-        )
-        self._batches = share.map(rows.batch)
+        share = batch_size // process_count
+        own = slice(process_index * share, (process_index + 1) * share)
+        batches = order.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
+        self._batches = batches.map(lambda batch: rows.batch(batch[own]))
         self.set_state({"next_index": 0, "data": self._data})
 
     def __iter__(self) -> Self:
@@ -119,9 +119,10 @@ def valid_batches(
     if batch_size % process_count:
         raise ValueError(f"batch_size={batch_size} must be divisible by the {process_count} processes")
     starts = range(0, len(rows), batch_size)
+    share = batch_size // process_count
     for start in itertools.islice(starts, limit):
-        share = np.arange(start + process_index, start + batch_size, process_count)
-        yield rows.batch(share % len(rows))
+        first = start + process_index * share
+        yield rows.batch(np.arange(first, first + share) % len(rows))
 
 
 def _parse_absl_flags() -> None:
