@@ -207,12 +207,12 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 takes what is left over."""
+    """Devices along each mesh axis; -1 takes what is left over. See `parallel.RULES` for what lies where."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
+    data: int = -1  # rows
+    fsdp: int = 1  # rows, and the parameters' model axis: a device keeps a part of them and gathers what it needs
+    tensor: int = 1  # heads and channels, and the parameters' inner axis
+    sequence: int = 1  # positions
 
 
 @dataclass(frozen=True)

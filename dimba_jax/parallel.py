@@ -1,7 +1,9 @@
 """Devices: the mesh, what is placed where on it, and the start of a run over several processes.
 
-Batches are split over `data` and `fsdp`; parameters, their averages and the optimizer's moments are
-replicated, so `fsdp`, `tensor` and `sequence` name axes of the mesh but split no parameter.
+Every array has logical axes, and RULES says over which axes of the mesh each of those is split. Batches are split
+over `data` and `fsdp`, positions over `sequence`, heads and channels over `tensor`; the large parameters, their
+averages and the optimizer's moments over `fsdp` and `tensor`. XLA's partitioner does the rest; kernels, which it cannot
+split, run in a `shard_map` (`split_kernels`).
 """
 
 from __future__ import annotations
@@ -17,16 +19,31 @@ import dimba_kernels
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from dimba_jax.config import ConfigError, MeshConfig
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
-# Which mesh axes a logical axis of an array is split over; () is replicated.
+# Over which axes of the mesh a logical axis of an array is split; () is not at all.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
-    "length": (),
-    "parameter": (),
+    "length": ("sequence",),
+    "heads": ("tensor",),  # and channels, inside the kernels
+    "model": ("fsdp",),
+    "inner": ("tensor",),  # of a mixer or an MLP
+    "vocabulary": ("tensor",),
+    "condition": (),
+}
+
+# The logical axes of parameters, by the last names of their path; they are the last axes of the array, behind that of
+# the layers. What is not named here is small, and every device has all of it.
+PARAMETERS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("in_proj", "kernel"): ("model", "inner"),
+    ("out_proj", "kernel"): ("inner", "model"),
+    ("modulation", "kernel"): ("condition", "model"),
+    ("head", "kernel"): ("model", "vocabulary"),
+    ("table",): ("vocabulary", "model"),
 }
 
 _CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
@@ -74,24 +91,56 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise ConfigError(f"config.mesh ({shown}) does not fit the {len(devices)} devices found: {devices[0].platform}")
-    for axis in ("tensor", "sequence"):
-        if sizes[axis] > 1:
-            raise ConfigError(f"config.mesh.{axis}={sizes[axis]}: nothing is split over it yet; use config.mesh.data")
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def sharding(mesh: Mesh, *logical_axes: str) -> NamedSharding:
-    """The placement of an array whose leading axes have these logical names; no name is fully replicated."""
-    return NamedSharding(mesh, PartitionSpec(*(RULES[name] or None for name in logical_axes)))
+def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:
+    """The placement of an array whose leading axes have these logical names; None and what is behind are not split."""
+    return NamedSharding(mesh, PartitionSpec(*(RULES[name] or None if name else None for name in logical_axes)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return sharding(mesh)
 
 
+def placement(mesh: Mesh, state: PyTree) -> PyTree:
+    """Where the leaves of a training state, of parameters or of anything that has their paths lie: a sharding each.
+
+    An axis whose length the mesh does not divide is not split.
+    """
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        names = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+        for last, axes in PARAMETERS.items():
+            if names[-len(last) :] == last:
+                return sharding(mesh, *_dividing(mesh, leaf.shape, axes))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _dividing(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str, ...]) -> list[str | None]:
+    """The logical axes of all of an array's axes, those given being its last; None where the mesh does not divide."""
+    first = len(shape) - len(axes)
+    return [None] * first + [
+        axis if size % math.prod(mesh.shape[name] for name in RULES[axis]) == 0 else None
+        for axis, size in zip(axes, shape[first:], strict=True)
+    ]
+
+
 def batch_ways(mesh: Mesh) -> int:
     """Over how many devices a batch is split."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def check_length(mesh: Mesh, length: int) -> None:
+    """Raises ConfigError if rows of so many positions cannot be split evenly over the mesh."""
+    ways = mesh.shape["sequence"]
+    if length % ways:
+        raise ConfigError(
+            f"config.data: rows of source_length + target_length = {length} positions are not divisible by "
+            f"config.mesh.sequence={ways}: use a multiple of {ways}, or another mesh"
+        )
 
 
 def check_batch(mesh: Mesh, rows: int, name: str) -> None:
@@ -106,16 +155,28 @@ def check_batch(mesh: Mesh, rows: int, name: str) -> None:
 
 
 def shard_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Places this process's rows of a batch on its devices, split over the batch axes."""
-    where = sharding(mesh, "batch")
+    """Places this process's rows of a batch on its devices: (rows, positions), both split."""
+    where = sharding(mesh, "batch", "length")
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), where)
     return {name: jax.make_array_from_process_local_data(where, value) for name, value in batch.items()}
 
 
 def split_kernels(mesh: Mesh) -> AbstractContextManager[None]:
-    """Inside, kernels traced take their devices' rows of a batch: XLA cannot split a kernel's call by itself."""
-    return dimba_kernels.sharding(mesh, batch=RULES["batch"])
+    """Inside, kernels traced take their devices' rows, heads and positions: XLA cannot split a kernel's call."""
+    sequence = "sequence" if mesh.shape["sequence"] > 1 else None
+    return dimba_kernels.sharding(mesh, batch=RULES["batch"], heads=RULES["heads"], sequence=sequence)
+
+
+def unsplit_kernels() -> AbstractContextManager[None]:
+    """Within `split_kernels`, a program of this process's first device alone."""
+    return dimba_kernels.sharding(Mesh(np.array(jax.local_devices()[:1]), ("alone",)))
+
+
+def on_first_device(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Whole arrays on this process's first device. All processes gather them, and so all of them must call this."""
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 
 def gather_json(value: Any) -> list[Any]:

@@ -43,10 +43,40 @@ def test_a_batch_is_split_over_data_and_fsdp():
     mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2), FOUR)
     rows = np.arange(8, dtype=np.int32).reshape(8, 1)
     placed = parallel.shard_batch(mesh, {"tokens": rows})["tokens"]
-    assert placed.sharding.spec == PartitionSpec(("data", "fsdp"))
+    assert placed.sharding.spec == PartitionSpec(("data", "fsdp"), "sequence")
     assert [shard.data.tolist() for shard in placed.addressable_shards] == [[[i], [i + 1]] for i in range(0, 8, 2)]
     assert jax.device_put(jnp.ones(3), parallel.replicated(mesh)).sharding.is_fully_replicated
-    assert parallel.sharding(mesh, "batch", "length").spec == PartitionSpec(("data", "fsdp"), None)
+    assert parallel.sharding(mesh, "batch", None).spec == PartitionSpec(("data", "fsdp"), None)
+
+
+def test_large_parameters_are_split_and_what_the_mesh_does_not_divide_is_not():
+    mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), FOUR)
+    shapes = {
+        "groups": {"in_proj": {"kernel": (3, 8, 6)}, "norm": {"scale": (3, 8)}},
+        "rest": [{"out_proj": {"kernel": (6, 8)}, "modulation": {"kernel": (5, 8), "bias": (8,)}}],
+        "head": {"kernel": (7, 4)},
+        "table": (12, 8),
+    }
+    tree = jax.tree.map(lambda shape: jnp.zeros(shape), shapes, is_leaf=lambda node: isinstance(node, tuple))
+    found = jax.tree.map(lambda at: at.spec, parallel.placement(mesh, tree))
+    assert found == {
+        "groups": {"in_proj": {"kernel": PartitionSpec(None, "fsdp", "tensor")}, "norm": {"scale": PartitionSpec()}},
+        "rest": [
+            {
+                "out_proj": {"kernel": PartitionSpec("tensor", "fsdp")},
+                "modulation": {"kernel": PartitionSpec(None, "fsdp"), "bias": PartitionSpec()},
+            }
+        ],
+        "head": {"kernel": PartitionSpec(None, "tensor")},  # fsdp=2 does not divide 7
+        "table": PartitionSpec("tensor", "fsdp"),
+    }
+
+
+def test_positions_must_divide():
+    mesh = parallel.make_mesh(MeshConfig(data=1, sequence=4), FOUR)
+    parallel.check_length(mesh, 8)
+    with pytest.raises(ConfigError, match="= 10 positions are not divisible by config.mesh.sequence=4"):
+        parallel.check_length(mesh, 10)
 
 
 def test_one_process_gathers_its_own_value():

@@ -59,8 +59,8 @@ def recipe(tmp_path):
         ),
         (["--config=RECIPE", "--workdir=WORKDIR", "--config.mesh.data=3"], "config.mesh (data=3"),
         (
-            ["--config=RECIPE", "--workdir=WORKDIR", "--config.mesh.data=4", "--config.mesh.tensor=2"],
-            "config.mesh.tensor=2: nothing is split",
+            ["--config=RECIPE", "--workdir=WORKDIR", "--config.mesh.sequence=8", "--config.data.target_length=5"],
+            "= 9 positions are not divisible by config.mesh.sequence=8: use a multiple of 8",
         ),
         (
             ["--config=RECIPE", "--workdir=WORKDIR", "--config.training.batch_size=8", "--config.model.head_dim=3"],

@@ -104,7 +104,7 @@ def _run_steps(run: Run, report: Reporter, interrupt: Interrupt, bar: Progress, 
 
 def _compile(run: Run) -> Compiled:
     """The step's program. Compiled ahead, so that progress and speed are those of steps alone."""
-    train_step = make_train_step(run.graphdef, run.optimizer, run.config, parallel.replicated(run.mesh))
+    train_step = make_train_step(run.graphdef, run.optimizer, run.config, parallel.placement(run.mesh, run.state))
     return train_step.lower(run.state, run.feed.ahead(), run.base_key).compile()
 
 

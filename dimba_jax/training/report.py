@@ -17,7 +17,7 @@ from dimba_jax.diffusion.masked import Masked
 from dimba_jax.errors import UserError
 from dimba_jax.progress import Progress
 from dimba_jax.sampling.generate import generate
-from dimba_jax.sampling.load import LoadedModel, from_parts
+from dimba_jax.sampling.load import from_parts
 from dimba_jax.training.feed import model_inputs
 from dimba_jax.training.figures import Totals, flops_per_row, mean_figures, peak_flops, summary
 from dimba_jax.training.metrics import Metrics
@@ -153,24 +153,21 @@ class Reporter:
         self.clock.stop()
         text = run.config.data.source == "text"
         prompts = [""] * SAMPLE_PROMPTS if text else self._prompts()
+        params, process = parallel.on_first_device(run.mesh, (run.state.ema, run.state.process))
         if jax.process_index() == 0:
+            model = from_parts(run.config, run.tokenizer, params, process, step)
             settings = dataclasses.replace(run.config.sampling, num_samples=1)
             from dimba_jax.sampling.generate import complete
 
             write = complete if text else generate
-            pairs = [(made.prompt, made.texts[0]) for made in write(self._model(step), prompts, settings)]
+            with parallel.unsplit_kernels():
+                pairs = [(made.prompt, made.texts[0]) for made in write(model, prompts, settings)]
             self._metrics.texts(step, pairs)
             self._bar.write("\n".join([f"samples at step {step:,}:", *(f"  {a}  ->  {b}" for a, b in pairs)]))
         self.clock.go()
 
     def _prompts(self) -> list[str]:
         return [example.source for example in load_split(self._run.config.data, "valid")[:SAMPLE_PROMPTS]]
-
-    def _model(self, step: int) -> LoadedModel:
-        """The averaged network on this process's first device: sampling is no collective."""
-        run = self._run
-        params, process = jax.tree.map(lambda leaf: leaf.addressable_data(0), (run.state.ema, run.state.process))
-        return from_parts(run.config, run.tokenizer, params, process, step)
 
     def _speed(self) -> dict[str, float]:
         """Positions (padding included: the network runs over it) and pairs a second; nothing before the first step."""

@@ -66,6 +66,7 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     mesh = parallel.make_mesh(config.mesh)
     rows, pieces = config.training.batch_size, config.training.accumulate
     parallel.check_batch(mesh, rows, "config.training.batch_size")
+    parallel.check_length(mesh, config.data.source_length + config.data.target_length)
     parallel.check_batch(mesh, rows // pieces, "config.training.batch_size / accumulate")
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.training.keep_checkpoints)
@@ -81,27 +82,29 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     graphdef = abstract_denoiser(config, tokenizer.vocab_size)[0]
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     init_key, base_key = jax.random.split(jax.random.key(config.seed))
-    init = jax.jit(
-        lambda key: TrainState.start(
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        return TrainState.start(
             nnx.to_pure_dict(nnx.state(make_denoiser(config, tokenizer.vocab_size, nnx.Rngs(key)), nnx.Param)),
             optimizer,
             make_process(config.process, tokenizer.vocab_size),
             make_timestep_sampler(config.process),
             rows,
-        ),
-        out_shardings=parallel.replicated(mesh),
-    )
+        )
+
+    abstract = jax.eval_shape(init, init_key)
+    where = parallel.placement(mesh, abstract)
     if step is None:
-        state = init(init_key)
+        state = jax.jit(init, out_shardings=where)(init_key)
         if config.training.init_from:
             from dimba_jax.interop.pretrained_mamba2 import initial_params
 
             params = initial_params(config, state.params, config.training.init_from)
             state = dataclasses.replace(state, params=params, ema=jax.tree.map(jnp.copy, params))
+            state = jax.device_put(state, where)
     else:
         target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parallel.replicated(mesh)),
-            jax.eval_shape(init, init_key),
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), abstract, where
         )
         state = target.with_parts(checkpoints.restore(step, target.parts()))
         source.set_state(checkpoints.read_data_state(step)[jax.process_index()])

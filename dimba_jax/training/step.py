@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
 from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
@@ -87,13 +86,13 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     config: RunConfig,
-    placement: NamedSharding | None = None,
+    placement: PyTree | None = None,
 ) -> Wrapped:
     """The jitted step (state, batch, base key) -> (state, loss); the state's buffers are donated.
 
     Its key is fold_in(base key, state.step), so a resumed run draws what an unbroken one draws. The
     loss is for pacing the host; figures gather in `state.totals` and are read when they are logged.
-    `placement` is where the state lies and stays (replicated over a mesh); None leaves it to XLA.
+    `placement` is where the state lies and stays (`parallel.placement`); None leaves it to XLA.
     """
 
     def train_step(state: TrainState, batch: Batch, base_key: PRNGKeyArray) -> tuple[TrainState, Float[Array, ""]]:
@@ -117,7 +116,7 @@ def make_train_step(
             ),
         ), loss
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=placement)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=None if placement is None else (placement, None))
 
 
 def make_valid_step(

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dimba_jax import parallel
 from dimba_jax.checkpoint import CheckpointError, Checkpoints
+from dimba_jax.config import MeshConfig
 
 
 class Layer(nnx.Module):
@@ -110,3 +112,31 @@ def test_a_part_without_arrays_is_restored_without_a_word(tmp_path, caplog):
     with Checkpoints(tmp_path) as checkpoints:  # another one: the first knows what it wrote
         assert checkpoints.restore(1, {"process": ()}) == {"process": ()}
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize("written", [MeshConfig(1), MeshConfig(1, fsdp=8), MeshConfig(1, fsdp=2, tensor=4)])
+@pytest.mark.parametrize("read", [MeshConfig(1), MeshConfig(8), MeshConfig(1, fsdp=4), MeshConfig(2, tensor=4)])
+def test_what_one_mesh_wrote_another_reads(written, read, tmp_path):
+    def params():
+        return {"in_proj": {"kernel": jnp.arange(128.0).reshape(8, 16)}, "table": jnp.arange(88.0).reshape(11, 8)}
+
+    def mesh_of(config):
+        return parallel.make_mesh(config, jax.devices()[: config.data * config.fsdp * config.tensor])
+
+    def placed(config):
+        abstract = jax.eval_shape(params)
+        where = parallel.placement(mesh_of(config), abstract)
+        return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), abstract, where)
+
+    parts = {"params": jax.device_put(params(), parallel.placement(mesh_of(written), params()))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, parts, data_state=None, config={}, tokenizer={})
+    with Checkpoints(tmp_path) as checkpoints:
+        found = checkpoints.restore(1, {"params": placed(read)})["params"]
+        alone = checkpoints.restore(1, {"params": jax.eval_shape(params)})["params"]  # as sampling does
+    jax.tree.map(np.testing.assert_array_equal, found, params())
+    jax.tree.map(np.testing.assert_array_equal, alone, params())
+    assert found["in_proj"]["kernel"].sharding.mesh.shape["fsdp"] == read.fsdp
+    shard = found["in_proj"]["kernel"].addressable_shards[0].data
+    assert shard.shape == (8 // read.fsdp, 16 // read.tensor)
+    assert all(leaf.sharding.device_set == {jax.devices()[0]} for leaf in jax.tree.leaves(alone))

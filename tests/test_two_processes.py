@@ -1,0 +1,103 @@
+"""A run of two processes, through real collectives on this machine, is the run of one process with as many devices."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import dimba_jax
+from dimba_jax.sampling.load import load
+
+REPOSITORY = Path(dimba_jax.__file__).parents[1]
+STEPS = 4
+RECIPE = """
+from dimba_jax.config import from_config_dict, to_config_dict
+
+def get_config(arg=None):
+    return to_config_dict(from_config_dict({
+        "data": {"path": DATA, "source_length": 4, "target_length": 4},
+        "tokenizer": {"kind": "bytes"},
+        "model": {"embedding_dim": 4, "d_model": 16, "layers": 2, "pattern": ("attention", "mamba2"), "head_dim": 8,
+                  "state_dim": 4},
+        "optimizer": {"learning_rate": 1e-3, "epsilon": 1e-3, "warmup_steps": 0},
+        "training": {"steps": STEPS, "batch_size": 8, "log_every": 1, "valid_every": 2, "valid_batches": 1,
+                     "checkpoint_every": 2},
+    }))
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    for split in ("train", "valid"):
+        lines = [json.dumps({"src": f"q{i}", "trg": f"{i}a"}) for i in range(24)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE.replace("DATA", repr(str(tmp_path))).replace("STEPS", str(STEPS)))
+    return path
+
+
+def start(recipe, workdir, devices, mesh, **variables):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | {
+        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'kernels'}",
+    } | variables  # fmt: skip
+    command = [sys.executable, "-m", "dimba_jax.train", f"--config={recipe}", f"--workdir={workdir}", *mesh]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(processes):
+    try:
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
+    return said
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def losses(workdir):
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        (record["step"], name): record[name] for record in records for name in ("loss", "valid_loss") if name in record
+    }
+
+
+def test_two_processes_are_one(recipe, tmp_path):
+    mesh = ["--config.mesh.fsdp=2"]  # and data=2, of which each process holds one
+    finish([start(recipe, tmp_path / "one", 4, mesh)])
+    port = free_port()
+    both = [
+        start(
+            recipe, tmp_path / "two", 2, mesh, JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    said = finish(both)
+    assert "parameters on 4 x cpu" in said[0] and "samples at step 4" in said[0]
+    assert "parameters" not in said[1] and "samples" not in said[1]  # one process speaks
+    one, two = (losses(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == STEPS + 2 and two == pytest.approx(one, rel=1e-5)
+
+    def parameters(name):
+        model = load(tmp_path / name, ema=False)
+        assert model.step == STEPS
+        return jax.tree.leaves(nnx.state(model.denoiser))
+
+    for leaf, other in zip(*(parameters(name) for name in ("one", "two")), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-7)
