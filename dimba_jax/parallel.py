@@ -175,7 +175,7 @@ def unsplit_kernels() -> AbstractContextManager[None]:
 
 def on_first_device(mesh: Mesh, tree: PyTree) -> PyTree:
     """Whole arrays on this process's first device. All processes gather them, and so all of them must call this."""
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    whole = jax.device_put(tree, replicated(mesh))
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
 
 

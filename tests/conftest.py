@@ -1,7 +1,9 @@
 """Shared fixtures. JAX runs on eight virtual CPU devices, fixed before anything imports it."""
 
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,15 @@ def quick_compilation(request: pytest.FixtureRequest, compiled_programs: Path):
     # every program holds mappings of memory, of which a process may have 65,530: without this a worker ran out of
     # them after some thousand tests, and the compiler crashed
     jax.clear_caches()
+
+
+@pytest.fixture
+def write_pairs() -> Callable[[Path, int], None]:
+    """Writes so many short pairs to train.jsonl and as many to valid.jsonl in a folder."""
+
+    def write(folder: Path, count: int) -> None:
+        lines = [json.dumps({"src": f"q{i}", "trg": f"{i}a"}) for i in range(count)]
+        for split in ("train", "valid"):
+            (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+    return write

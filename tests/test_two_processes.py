@@ -36,10 +36,8 @@ def get_config(arg=None):
 
 
 @pytest.fixture
-def recipe(tmp_path):
-    for split in ("train", "valid"):
-        lines = [json.dumps({"src": f"q{i}", "trg": f"{i}a"}) for i in range(24)]
-        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+def recipe(tmp_path, write_pairs):
+    write_pairs(tmp_path, 24)
     path = tmp_path / "recipe.py"
     path.write_text(RECIPE.replace("DATA", repr(str(tmp_path))).replace("STEPS", str(STEPS)))
     return path
