@@ -105,7 +105,9 @@ class ModelConfig:
     normalize_embeddings: bool = True  # rows of the table rescaled to unit variance per component
     # compute
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmuls; parameters stay float32
-    remat: Literal["none", "full", "dots"] = "none"
+    # what a layer keeps of its activations for the backward pass: all; nothing; the results of its weight matmuls;
+    # those and what its scans read and returned. The rest is computed again.
+    remat: Literal["none", "full", "dots", "kernels"] = "none"
     scan_layers: bool = True
     implementation: Literal["auto", "reference", "xla", "gpu", "tpu"] = "auto"  # of the scan kernels
     chunk: int = 64  # SSD chunk length

@@ -12,22 +12,23 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.conditioning import NORMS, Modulation, NoisyModulation, PlainNorm
-from dimba_jax.models.linear import Linear
+from dimba_jax.models.linear import Linear, Part
 from dimba_jax.models.mixers.build import make_mixer
 from dimba_jax.models.mixers.state import Sides, State
 
 
 class SwiGLU(nnx.Module):
-    """W_out (silu(W_gate x) * W_up x) (arXiv 2002.05202); both input matmuls are one."""
+    """W_out (silu(W_gate x) * W_up x) (arXiv 2002.05202); [W_gate | W_up] is one parameter."""
 
     def __init__(self, config: ModelConfig, ratio: float, *, residual_scale: float, rngs: nnx.Rngs):
         # two thirds of the ratio, so that three matrices hold as many weights as two would
         hidden = max(8, 8 * round(ratio * config.d_model * 2 / 3 / 8))
+        self.parts = (Part(hidden), Part(hidden))
         self.in_proj = Linear(config.d_model, 2 * hidden, config, rngs=rngs)
         self.out_proj = Linear(hidden, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        gate, up = jnp.split(self.in_proj(x), 2, axis=-1)
+        gate, up = self.in_proj.cut(x, self.parts)
         return self.out_proj(jax.nn.silu(gate) * up)
 
 

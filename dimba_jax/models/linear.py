@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from dimba_kernels.ssd.matmul import matmul
 from flax import nnx
 from jaxtyping import Array, Float
 
 from dimba_jax.config import ModelConfig
+
+ALIGNED = 8  # columns: rows of 16 bytes in bfloat16, without which a GPU's matmuls take a third of their speed
+
+
+class Part(NamedTuple):
+    """Columns of a projection that something reads together."""
+
+    width: int
+    shared: str | None = None  # parts that share a name share a matmul, and are cut out of its result. None: a kernel
+    # reads it, which wants an array of its own
 
 
 class Linear(nnx.Module):
@@ -41,6 +54,25 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         y = contract(x, self.kernel[...], self.dtype, exact=self.exact)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def cut(self, x: Float[Array, "*b i"], parts: Sequence[Part]) -> list[Float[Array, "*b _"]]:
+        """The output's columns, a part each; for a projection whose outputs are not wanted side by side.
+
+        Cutting up the whole output would copy it, forward and backward; its width need suit no matmul; and the layout
+        that one part's reader asks for would be that of all.
+        """
+        kernels = jax.lax.split(self.kernel[...], [part.width for part in parts], axis=1)
+        groups: dict[str | int, list[int]] = {}
+        for i, part in enumerate(parts):
+            groups.setdefault(i if part.shared is None else part.shared, []).append(i)
+        out = {}
+        for members in groups.values():
+            widths = [parts[i].width for i in members]
+            kernel = jnp.concatenate([kernels[i] for i in members], axis=1) if len(members) > 1 else kernels[members[0]]
+            kernel = jnp.pad(kernel, ((0, 0), (0, -sum(widths) % ALIGNED)))
+            y = contract(x, kernel, self.dtype, exact=self.exact)[..., : sum(widths)]
+            out |= dict(zip(members, jnp.split(y, np.cumsum(widths)[:-1], axis=-1), strict=True))
+        return [out[i] for i in range(len(parts))]
 
 
 def contract(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from dimba_kernels import Implementation, gated_rms_norm
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -23,17 +24,20 @@ class RMSNorm(nnx.Module):
 class GatedRMSNorm(nnx.Module):
     """RMSNorm of y * silu(z), each of `groups` slices of the last axis by its own mean square (Mamba-2)."""
 
-    def __init__(self, size: int, groups: int):
+    def __init__(self, size: int, groups: int, implementation: Implementation | None):
         self.scale = nnx.Param(jnp.ones(size))
         self.groups = groups
+        self.implementation: Implementation | None = None if implementation == "tpu" else implementation  # has none
 
     def __call__(self, y: Float[Array, "b l d"], z: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
-        if self.groups == 1:  # an axis of length 1 makes XLA's CPU backend leave its fast reductions
-            normed = unit_rms(gated)
-        else:
-            normed = unit_rms(gated.reshape(*gated.shape[:-1], self.groups, -1)).reshape(gated.shape)
-        return (normed * self.scale[...]).astype(y.dtype)
+        return self._norm(y[None], z, self.scale[...][None])
+
+    def pair(self, other: GatedRMSNorm, y: Float[Array, "2 b l d"], z: Float[Array, "b l e"]) -> Float[Array, "b l e"]:
+        """This norm of y[0] and another of y[1], their gates and their results side by side: e = 2 d."""
+        return self._norm(y, z, jnp.stack([self.scale[...], other.scale[...]]))
+
+    def _norm(self, y: Array, z: Array, scale: Array) -> Array:
+        return gated_rms_norm(y, z, scale, groups=self.groups, epsilon=EPSILON, implementation=self.implementation)
 
 
 def unit_rms(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

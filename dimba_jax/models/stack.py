@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.block import Block, mlp_ratio
 from dimba_jax.models.conditioning import Modulation, NoisyModulation
+from dimba_jax.models.mixers.core import SAVED
 
 Step = Callable[[Block, Any, Any, PRNGKeyArray | None], tuple[Any, Any]]
 
@@ -155,10 +156,17 @@ class Stack(nnx.Module):
 
 
 def _rematerialised(run: Callable[..., Any], remat: str, *, scanned: bool) -> Callable[..., Any]:
-    """Runs a group, keeping all, none, or the weight matmuls of its activations for the backward pass."""
+    """Runs a group, keeping for the backward pass what `config.remat` says of its activations."""
     if remat == "none":
         return run
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    policies = jax.checkpoint_policies
+    policy = {
+        "full": None,
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "kernels": policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
+        ),
+    }[remat]
     # inside a scan XLA cannot undo the recomputation, so that the guard against it only costs
     return jax.checkpoint(run, policy=policy, prevent_cse=not scanned)
 

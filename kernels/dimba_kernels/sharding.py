@@ -70,6 +70,12 @@ def sharding(
         yield
 
 
+def splits_heads() -> bool:
+    """Whether operations traced now split their heads over several devices."""
+    layout: _Layout | None = _layout.value
+    return layout is not None and math.prod(layout.mesh.shape[axis] for axis in layout.heads) > 1
+
+
 def _names(axes: str | Sequence[str] | None) -> Axes:
     return () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
 
@@ -80,6 +86,8 @@ def run_sharded(
     arguments: Mapping[str, Any],
     axes: Mapping[str, str],
     results: tuple[str, ...],
+    *,
+    pointwise: bool = False,
 ) -> Any:
     """`run(**arguments)`, split as the context says.
 
@@ -89,6 +97,7 @@ def run_sharded(
         axes: the axes of every array among the arguments, such as "b l h p"; b is split over the batch axes; h and d
             over those of the heads, and g where its groups can follow the heads; l over that of the sequence.
         results: the axes of each result.
+        pointwise: no position needs another, so that a part of the sequence is run like the whole.
     """
     layout: _Layout | None = _layout.value
     if layout is None or layout.mesh.size == 1:
@@ -109,7 +118,7 @@ def run_sharded(
         return PartitionSpec(*(split.get(letter) or None for letter in letters.split()))
 
     local = run
-    if split.get("l"):
+    if split.get("l") and not pointwise:
         over_parts = getattr(importlib.import_module("dimba_kernels.context_parallel"), operation)
         implementation = run.__module__.rpartition(".")[2]
         local = functools.partial(over_parts, axis_name=layout.sequence, implementation=implementation)
@@ -136,6 +145,8 @@ def _split(layout: _Layout, lengths: Mapping[str, int]) -> dict[str, Axes]:
         split |= {"l": (layout.sequence,)}
     if "d" in lengths:
         return split | {"d": layout.heads if lengths["d"] % ways == 0 else ()}
+    if "g" not in lengths:
+        return split
     groups = lengths["g"]
     if lengths["h"] % ways or (groups % ways and ways % groups):  # a device's heads would be parts of several groups
         return split

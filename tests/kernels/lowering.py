@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dimba_kernels import causal_conv1d, selective_scan, ssd, ssd_bidirectional, ssd_pair, target
+from dimba_kernels import causal_conv1d, gated_rms_norm, selective_scan, ssd, ssd_bidirectional, ssd_pair, target
 from dimba_kernels.causal_conv1d import arg_specs as conv
+from dimba_kernels.gated_norm import arg_specs as norm
 from dimba_kernels.selective_scan import arg_specs as s6
 from dimba_kernels.ssd import arg_specs as duality
 from dimba_kernels.tpu_compile import GENERATIONS
@@ -35,6 +36,10 @@ def cases(operation: str, large: bool) -> Iterator[tuple[str, Callable[..., Any]
             shape = conv.SHAPES["long"] if large else conv.Shape(b=2, l=300, d=256)
             yield f"issue {kind}", partial(causal_conv1d, activation="silu"), avals(conv, shape, dtype)
             yield f"seen {kind}", partial(causal_conv1d, reverse=True, **seen(shape)), avals(conv, shape, dtype)
+        elif operation == "gated_rms_norm":
+            shape = norm.SHAPES["small"] if large else norm.Shape(r=2, b=2, l=8, i=96)
+            yield f"issue {kind}", gated_rms_norm, avals(norm, shape, dtype)
+            yield f"long {kind}", gated_rms_norm, avals(norm, norm.SHAPES["long"], dtype)
         elif operation == "selective_scan":
             shape = s6.SHAPES["long"] if large else s6.Shape(b=2, l=300, d=256, n=16)
             arguments = avals(s6, shape, dtype, "raw_arguments")
@@ -61,6 +66,9 @@ def avals(specs: Any, shape: Any, dtype: Any, make: str = "arguments") -> Avals:
 
 
 def _size(name: str, value: jax.Array, shape: Any, make: str) -> tuple[int, ...]:
+    if isinstance(shape, norm.Shape):
+        r, b, l, i = vars(shape).values()
+        return {"y": (r, b, l, i), "z": (b, l, r * i), "scale": (r, i)}[name]
     letters = {
         "x": "blhp" if hasattr(shape, "p") else "bld", "dt": "blh" if hasattr(shape, "p") else "bld", "u": "bld",
         "z": "bld", "w": "dk", "bias": "d", "dt_bias": "d", "D": "h" if hasattr(shape, "p") else "d",

@@ -18,6 +18,7 @@ NO_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3",
 }  # fmt: skip
 OPERATIONS = ["causal_conv1d", "selective_scan", "ssd", "ssd_bidirectional", "ssd_pair"]
+GPU_ALONE = ["gated_rms_norm"]
 
 
 def compiled(kind: str, operation: str) -> dict:
@@ -41,7 +42,7 @@ def _missing(*packages: str) -> str | None:
 
 
 @pytest.mark.skipif(_missing("triton", "jax_triton") is not None, reason=_missing("triton", "jax_triton") or "")
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", [*OPERATIONS, *GPU_ALONE])
 def test_gpu_kernels_compile_for_hopper(operation):
     kernels = compiled("gpu", operation)
     assert kernels.pop("lowered")

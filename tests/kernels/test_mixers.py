@@ -57,7 +57,10 @@ def test_gpu_kernels_change_nothing(name, direction):
 def test_a_pair_is_two_cores(states):
     model = mixer("mamba2", "xla")
     rng = np.random.default_rng(0)
-    left, right = (jnp.asarray(rng.normal(size=(2, 9, model.forward.projected)), jnp.float32) for _ in range(2))
+    left, right = (
+        [jnp.asarray(rng.normal(size=(2, 9, part.width)), jnp.float32) for part in core.parts]
+        for core in (model.forward, model.backward)
+    )
     ahead = behind = None
     if states:
         ahead = jax.tree.map(lambda zeros: zeros + 1, model.forward.initial_state(2))

@@ -23,7 +23,7 @@ def autoregressive_pass(
     tokens, target, first = batch["tokens"], batch["target"], config.data.source_length
     logits = denoiser(
         process.inputs(tokens, target), jnp.zeros(tokens.shape[0]),
-        visible=visible_positions(batch, draws.rows.keep), first=first, key=draws.dropout,
+        visible=visible_positions(batch, draws.rows.keep) if first else None, first=first, key=draws.dropout,
     )  # fmt: skip
     tokens = tokens[:, first:]
     positions = counted(target, batch["valid"], "target", config.process.loss_on_padding)[:, first:]

@@ -27,7 +27,7 @@ def masked_pass(
     size = config.process.block_size
     t = position_times(draws.rows.t, first, tokens.shape[1])
     noised = process.corrupt(draws.rows.noise, tokens, t, target)
-    visible = visible_positions(batch, draws.rows.keep)
+    visible = visible_positions(batch, draws.rows.keep) if first else None
     time = process.network_time(draws.rows.t)
     if size:
         logits = denoiser.two_streams(

@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ConfigError, ModelConfig
-from dimba_jax.models.linear import Linear
+from dimba_jax.models.linear import Linear, Part
+from dimba_jax.models.mixers.core import target_platform
 from dimba_jax.models.mixers.state import KVCache
 
 ROTARY_BASE = 10_000.0
@@ -17,8 +18,9 @@ ROTARY_BASE = 10_000.0
 class Attention(nnx.Module):
     """Softmax attention over the visible positions, of all of them or (causal) of those not ahead; see `Mixer`.
 
-    Scores and softmax are float32. Positions count from 0 at the left end of the row, and go on in a
-    segment from the cache's length.
+    Scores and softmax are float32. Half precision on a GPU takes cuDNN's flash attention where it can, whose memory
+    does not grow with the square of the length (config.model.implementation "auto" or "gpu"). Positions count from 0 at
+    the left end of the row, and go on in a segment from the cache's length.
 
     Raises:
       ConfigError: head_dim is odd or does not divide d_model.
@@ -32,6 +34,7 @@ class Attention(nnx.Module):
         self.heads, self.head_dim = config.d_model // config.head_dim, config.head_dim
         self.causal = causal
         self.dtype = jnp.dtype(config.dtype)
+        self.may_fuse = config.implementation in ("auto", "gpu")
         self.in_proj = Linear(config.d_model, 3 * config.d_model, config, rngs=rngs)
         self.out_proj = Linear(config.d_model, config.d_model, config, scale=residual_scale, rngs=rngs)
 
@@ -54,6 +57,8 @@ class Attention(nnx.Module):
             return self._extend(x, mask, state)
         q, k, v = self._project(x, 0)
         seen = None if mask is None else mask[:, None]
+        if self.causal and seen is None and not reverse:
+            return self._attend(q, k, v, None, causal=True), None
         if self.causal:
             order = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
             seen = _both((order.T if reverse else order)[None], seen)
@@ -129,7 +134,8 @@ class Attention(nnx.Module):
 
     def _project(self, x: Float[Array, "b l d"], start: Int[Array, ""] | int) -> tuple[Array, Array, Array]:
         """Queries, keys and values (b, l, h, p) of positions from `start` on, rotated."""
-        q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in jnp.split(self.in_proj(x), 3, axis=-1))
+        parts = (Part(x.shape[2]),) * 3
+        q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in self.in_proj.cut(x, parts))
         return rotate(q, start), rotate(k, start), v
 
     def _attend(
@@ -138,9 +144,30 @@ class Attention(nnx.Module):
         k: Float[Array, "b m h p"],
         v: Float[Array, "b m h p"],
         seen: Bool[Array, "#b #l m"] | None,
+        *,
+        causal: bool = False,
     ) -> Float[Array, "b l d"]:
-        y = jax.nn.dot_product_attention(q, k, v, mask=None if seen is None else seen[:, None])
+        implementation = "cudnn" if self.may_fuse and flash_runs(q, k, masked=seen is not None) else None
+        if seen is not None:
+            seen = jnp.broadcast_to(seen, (seen.shape[0], q.shape[1], seen.shape[2]))[:, None]  # as cuDNN wants it
+        with jax.named_scope("attention"):
+            y = jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=causal, implementation=implementation)
         return self.out_proj(y.reshape(*y.shape[:2], -1))
+
+
+def flash_runs(q: Float[Array, "b l h p"], k: Float[Array, "b m h p"], *, masked: bool) -> bool:
+    """Whether cuDNN's flash attention takes these on the device that runs here; one query is not worth it."""
+    if target_platform() != "gpu" or jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    capability = getattr(jax.local_devices(backend="gpu")[0], "compute_capability", "0.0")
+    lengths = q.shape[1], k.shape[1]
+    return (
+        float(capability) >= 8.0
+        and q.shape[3] % 8 == 0
+        and q.shape[3] <= 128
+        and lengths[0] > 1
+        and (not masked or all(length % 2 == 0 for length in lengths))
+    )
 
 
 def _both(a: Bool[Array, "#b #l m"], b: Bool[Array, "#b #l m"] | None) -> Bool[Array, "#b #l m"]:

@@ -7,7 +7,8 @@ apart lets the directions of a bidirectional mixer share projections or fuse the
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ModelConfig
+from dimba_jax.models.linear import Part
 from dimba_jax.models.mixers.state import ScanState
 
+SAVED = "scan"  # what scans read and return has this name, for `config.remat` to keep
 DT_MIN, DT_MAX = 1e-3, 1e-1  # the step sizes a fresh core starts from, log-uniform
 
 
@@ -68,17 +71,20 @@ class Mixer(Protocol):
         ...
 
 
-class Core(Protocol):
-    """A one-directional scan between an input projection of `projected` and an output of `inner` features."""
+Projected: TypeAlias = Sequence[Float[Array, "b l _"]]  # what comes out of a projection, an array for each part
 
-    projected: int
+
+class Core(Protocol):
+    """A one-directional scan between an input projection, cut into `parts`, and an output of `inner` features."""
+
+    parts: tuple[Part, ...]  # of the projection
     inner: int
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs): ...
 
     def __call__(
         self,
-        projected: Float[Array, "b l w"],
+        projected: Projected,
         mask: Bool[Array, "b l"] | None,
         state: ScanState | None = None,
         *,
@@ -89,12 +95,12 @@ class Core(Protocol):
         """The state before any position."""
         ...
 
-    def conv_inputs(self, projected: Float[Array, "b l w"]) -> Float[Array, "b l _"]:
+    def conv_inputs(self, projected: Projected) -> Float[Array, "b l _"]:
         """The features that pass the convolution."""
         ...
 
     def entry_states(
-        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, state: ScanState, block: int
+        self, projected: Projected, mask: Bool[Array, "b l"] | None, state: ScanState, block: int
     ) -> ScanState:
         """The states with which a forward scan enters each block, (b l / block) rows, a row's blocks side by side."""
         ...
@@ -103,13 +109,13 @@ class Core(Protocol):
 def two_cores(
     forward: Core,
     backward: Core,
-    left: Float[Array, "b l w"],
-    right: Float[Array, "b l w"],
+    left: Projected,
+    right: Projected,
     mask: Bool[Array, "b l"] | None,
     ahead: ScanState | None,
     behind: ScanState | None,
-) -> tuple[Float[Array, "b l i"], Float[Array, "b l i"], ScanState]:
-    """A core that scans forward and one in reverse: both outputs, and the state in which the forward one ends.
+) -> tuple[Float[Array, "b l j"], ScanState]:
+    """A core that scans forward and one in reverse: both outputs side by side, and the state the forward one ends in.
 
     On an accelerator two scans in the same launches fill it better; XLA would only copy to bring them together.
     """
@@ -119,23 +125,25 @@ def two_cores(
         return pair(backward, left, right, mask, ahead, behind)
     y, state = forward(left, mask, ahead)
     y_back, _ = backward(right, mask, behind, reverse=True)
-    return y, y_back, state
+    return jnp.concatenate([y, y_back], axis=-1), state
 
 
 def state_before(
-    core: Core, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, start: Int[Array, ""] | int
+    core: Core, projected: Projected, mask: Bool[Array, "b l"] | None, start: Int[Array, ""] | int
 ) -> ScanState:
     """The state with which the forward scan enters position `start`, which may be traced."""
     # behind `start` the masked scan passes its state on untouched; the convolution of what is before never sees it
-    _, state = core(projected, only(jnp.arange(projected.shape[1]) < start, mask, projected.shape[0]))
+    rows, l, _ = projected[0].shape
+    _, state = core(projected, only(jnp.arange(l) < start, mask, rows))
     return ScanState(_conv_slice(core, projected, mask, start, left=True), state.h)
 
 
 def state_behind(
-    core: Core, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, end: Int[Array, ""] | int
+    core: Core, projected: Projected, mask: Bool[Array, "b l"] | None, end: Int[Array, ""] | int
 ) -> ScanState:
     """The state with which the reverse scan leaves position `end`, the first behind a window."""
-    behind = only(jnp.arange(projected.shape[1]) >= end, mask, projected.shape[0])
+    rows, l, _ = projected[0].shape
+    behind = only(jnp.arange(l) >= end, mask, rows)
     _, state = core(projected, behind, reverse=True)
     return ScanState(_conv_slice(core, projected, mask, end, left=False), state.h)
 
@@ -145,7 +153,7 @@ def only(positions: Bool[Array, " l"], mask: Bool[Array, "b l"] | None, rows: in
     return jnp.broadcast_to(positions, (rows, positions.size)) if mask is None else mask & positions
 
 
-def _conv_slice(core: Core, projected: Array, mask: Array | None, at: Array | int, *, left: bool) -> Array:
+def _conv_slice(core: Core, projected: Projected, mask: Array | None, at: Array | int, *, left: bool) -> Array:
     """The k-1 inputs of the convolution just before position `at`, or (not `left`) from it on."""
     inputs = core.conv_inputs(projected)
     if mask is not None:

@@ -9,10 +9,22 @@ import jax.numpy as jnp
 from dimba_kernels import Implementation, causal_conv1d, ssd, ssd_bidirectional, ssd_pair
 from dimba_kernels.ssd.prefix import entering_states
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ConfigError, ModelConfig
-from dimba_jax.models.mixers.core import block_steps, block_tails, blocks, init_conv, init_dt_bias, kernel_choice, only
+from dimba_jax.models.linear import Part
+from dimba_jax.models.mixers.core import (
+    SAVED,
+    Projected,
+    block_steps,
+    block_tails,
+    blocks,
+    init_conv,
+    init_dt_bias,
+    kernel_choice,
+    only,
+)
 from dimba_jax.models.mixers.state import ScanState
 from dimba_jax.models.norm import GatedRMSNorm
 
@@ -20,7 +32,7 @@ from dimba_jax.models.norm import GatedRMSNorm
 class Mamba2Core(nnx.Module):
     """Mamba-2 (arXiv 2405.21060), section 7, between the projections.
 
-    The projection holds [z, x, B, C, dt]; x, B and C pass one convolution together. A starts uniform
+    The projection's parts are z, [x, B, C] and dt; x, B and C pass one convolution together. A starts uniform
     in [-16, -1] for every head, D at 1, dt log-uniform in [1e-3, 1e-1]. The gated norm works in
     `groups` slices, so that groups never meet before the output projection.
 
@@ -44,18 +56,18 @@ class Mamba2Core(nnx.Module):
         self.state_dim, self.conv_width = config.state_dim, config.conv_width
         self.dtype = jnp.dtype(config.dtype)
         self.conv_size = self.inner + 2 * self.groups * self.state_dim
-        self.projected = self.inner + self.conv_size + self.heads
+        self.parts = (Part(self.inner, "gates"), Part(self.conv_size), Part(self.heads, "steps"))
         self.chunk = config.chunk
         self.implementation: Implementation | None = kernel_choice(config)
         self.conv, self.conv_bias = init_conv(self.conv_size, config.conv_width, rngs)
         self.dt_bias = init_dt_bias(self.heads, rngs)
         self.A_log = nnx.Param(jnp.log(jax.random.uniform(rngs.params(), (self.heads,), minval=1.0, maxval=16.0)))
         self.D = nnx.Param(jnp.ones(self.heads))
-        self.norm = GatedRMSNorm(self.inner, self.groups)
+        self.norm = GatedRMSNorm(self.inner, self.groups, self.implementation)
 
     def __call__(
         self,
-        projected: Float[Array, "b l w"],
+        projected: Projected,
         mask: Bool[Array, "b l"] | None,
         state: ScanState | None = None,
         *,
@@ -67,35 +79,37 @@ class Mamba2Core(nnx.Module):
             x, dt, self._A(), B, C, D=self.D[...], h0=h, mask=mask, reverse=reverse, chunk=self.chunk,
             implementation=self.implementation,
         )  # fmt: skip
-        return self.norm(y.reshape(z.shape), z), ScanState(tail, h)
+        return self.norm(checkpoint_name(y, SAVED).reshape(z.shape), z), ScanState(tail, h)
 
     def pair(
         self,
         other: Mamba2Core,
-        projected: Float[Array, "b l w"],
-        projected_back: Float[Array, "b l w"],
+        projected: Projected,
+        projected_back: Projected,
         mask: Bool[Array, "b l"] | None,
         ahead: ScanState | None,
         behind: ScanState | None,
-    ) -> tuple[Float[Array, "b l i"], Float[Array, "b l i"], ScanState]:
-        """This core forward and another in reverse, their scans in the same launches: both outputs, and this state."""
+    ) -> tuple[Float[Array, "b l j"], ScanState]:
+        """This core forward and another in reverse, in the same launches: both outputs side by side, and this state."""
         tail, h = ahead if ahead is not None else (None, None)
         tail_back, h_back = behind if behind is not None else (None, None)
-        z, *inputs, tail = self._scan_inputs(projected, mask, tail, reverse=False)
-        z_back, *inputs_back, _ = other._scan_inputs(projected_back, mask, tail_back, reverse=True)
+        z, *inputs, tail = self._scan_inputs(projected, mask, tail, reverse=False, pair=True)
+        z_back, *inputs_back, _ = other._scan_inputs(projected_back, mask, tail_back, reverse=True, pair=True)
         h0 = None
         if h is not None or h_back is not None:
-            zeros = self.initial_state(projected.shape[0]).h
+            zeros = self.initial_state(projected[0].shape[0]).h
             h0 = jnp.stack([zeros if state is None else state for state in (h, h_back)])
         x, dt, B, C = (jnp.stack(both) for both in zip(inputs, inputs_back, strict=True))
+        x, B, C = (checkpoint_name(array, SAVED) for array in (x, B, C))
         A, D = jnp.stack([self._A(), other._A()]), jnp.stack([self.D[...], other.D[...]])
         y, h = ssd_pair(x, dt, A, B, C, D=D, h0=h0, mask=mask, chunk=self.chunk, implementation=self.implementation)
-        y, y_back = (core.norm(y.reshape(z.shape), z) for core, y, z in ((self, y[0], z), (other, y[1], z_back)))
-        return y, y_back, ScanState(tail, h[0])
+        y = checkpoint_name(y, SAVED)
+        both = self.norm.pair(other.norm, y.reshape(2, *z.shape), jnp.concatenate([z, z_back], axis=-1))
+        return both, ScanState(tail, h[0])
 
     def both_ways(
         self,
-        projected: Float[Array, "b l w"],
+        projected: Projected,
         mask: Bool[Array, "b l"] | None,
         ahead: ScanState | None = None,
         behind: Float[Array, "b h p n"] | None = None,
@@ -112,18 +126,19 @@ class Mamba2Core(nnx.Module):
         inputs, D = (x, dt, self._A(), B, C), self.D[...]
         if ahead is None and behind is None:
             y = ssd_bidirectional(*inputs, D=D, mask=mask, chunk=self.chunk, implementation=self.implementation)
-            return self.norm(y.reshape(z.shape), z), None
+            return self.norm(checkpoint_name(y, SAVED).reshape(z.shape), z), None
         scan = partial(ssd, *inputs, mask=mask, chunk=self.chunk, implementation=self.implementation)
         y, h = scan(D=D, h0=None if ahead is None else ahead.h)
         y_back, _ = scan(h0=behind, reverse=True)
         return self.norm((y + y_back).reshape(z.shape), z), ScanState(tail, h)
 
     def both_ways_behind(
-        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, end: Int[Array, ""] | int
+        self, projected: Projected, mask: Bool[Array, "b l"] | None, end: Int[Array, ""] | int
     ) -> Float[Array, "b h p n"]:
         """The state of `both_ways`' reverse scan when it has passed position `end`."""
         _, x, dt, B, C, _ = self._scan_inputs(projected, mask, None, reverse=False)
-        behind = only(jnp.arange(projected.shape[1]) >= end, mask, projected.shape[0])
+        rows, l, _ = projected[0].shape
+        behind = only(jnp.arange(l) >= end, mask, rows)
         _, h = ssd(
             x, dt, self._A(), B, C, mask=behind, reverse=True, chunk=self.chunk, implementation=self.implementation
         )
@@ -134,12 +149,12 @@ class Mamba2Core(nnx.Module):
         tail = jnp.zeros((rows, self.conv_width - 1, self.conv_size), self.dtype)
         return ScanState(tail, jnp.zeros((rows, self.heads, self.inner // self.heads, self.state_dim)))
 
-    def conv_inputs(self, projected: Float[Array, "b l w"]) -> Float[Array, "b l _"]:
+    def conv_inputs(self, projected: Projected) -> Float[Array, "b l _"]:
         """The features that pass the convolution: x, B and C."""
-        return self._split(projected)[1]
+        return projected[1]
 
     def entry_states(
-        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, state: ScanState, block: int
+        self, projected: Projected, mask: Bool[Array, "b l"] | None, state: ScanState, block: int
     ) -> ScanState:
         """The states with which the scan enters each block: what every block adds, joined by the kernels' own sum."""
         _, x, dt, B, C, _ = self._scan_inputs(projected, mask, state.tail, reverse=False)
@@ -148,17 +163,20 @@ class Mamba2Core(nnx.Module):
         _, added = ssd(
             x, dt, self._A(), B, C, mask=inside, chunk=self.chunk, implementation=self.implementation
         )  # r h p n
-        rows = projected.shape[0]
+        rows = projected[0].shape[0]
         added = added.reshape(rows, -1, 1, *added.shape[1:])
         log_decay = (block_steps(dt, inside) * self._A()).reshape(rows, -1, 1, self.heads)
         h = entering_states(added, log_decay, state.h[:, None], False)  # b blocks 1 h p n
         return ScanState(block_tails(self.conv_inputs(projected), mask, state.tail, block), h.reshape(-1, *h.shape[3:]))
 
-    def _split(self, projected: Float[Array, "b l w"]) -> list[Float[Array, "b l _"]]:
-        return jnp.split(projected, [self.inner, self.inner + self.conv_size], axis=-1)
-
     def _scan_inputs(
-        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, tail: Array | None, *, reverse: bool
+        self,
+        projected: Projected,
+        mask: Bool[Array, "b l"] | None,
+        tail: Array | None,
+        *,
+        reverse: bool,
+        pair: bool = False,
     ) -> tuple[
         Float[Array, "b l i"],
         Float[Array, "b l h p"],
@@ -168,11 +186,12 @@ class Mamba2Core(nnx.Module):
         Array,
     ]:
         """The gate z, then x, dt, B and C; and the tail of the convolution."""
-        z, xBC, dt = self._split(projected)
+        z, xBC, dt = projected
         xBC, tail = causal_conv1d(
             xBC, self.conv[...], self.conv_bias[...], tail=tail, mask=mask, reverse=reverse, activation="silu",
             implementation=self.implementation,
         )  # fmt: skip
+        xBC = xBC if pair else checkpoint_name(xBC, SAVED)
         x, B, C = jnp.split(xBC, [self.inner, self.inner + self.groups * self.state_dim], axis=-1)
         b, l, _ = x.shape
         grouped = (b, l, self.groups, self.state_dim)

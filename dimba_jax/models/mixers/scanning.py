@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ConfigError, ModelConfig
-from dimba_jax.models.linear import Linear
-from dimba_jax.models.mixers.core import Core, blocks, state_before, state_behind, two_cores
+from dimba_jax.models.linear import Linear, Part
+from dimba_jax.models.mixers.core import Core, Projected, blocks, state_before, state_behind, two_cores
 from dimba_jax.models.mixers.mamba2 import Mamba2Core
 from dimba_jax.models.mixers.state import ScanSides, ScanState
 
@@ -30,19 +30,22 @@ class Scanning(nnx.Module):
         """The core that scans forward."""
         raise NotImplementedError
 
-    def _share(self, projected: Float[Array, "b l w"]) -> Float[Array, "b l _"]:
+    @property
+    def _parts(self) -> tuple[Part, ...]:
+        """What the input projection is cut into."""
+        return self._ahead.parts
+
+    def _share(self, projected: Projected) -> Projected:
         """What of the projection that core reads."""
         return projected
 
-    def _behind(
-        self, projected: Float[Array, "b l w"], mask: Bool[Array, "b l"] | None, end: Int[Array, ""] | int
-    ) -> Any:
+    def _behind(self, projected: Projected, mask: Bool[Array, "b l"] | None, end: Int[Array, ""] | int) -> Any:
         """What the reverse scan carries when it has passed position `end`; None for a causal mixer."""
         raise NotImplementedError
 
     def _mix(
         self,
-        projected: Float[Array, "b l w"],
+        projected: Projected,
         mask: Bool[Array, "b l"] | None,
         ahead: ScanState | None,
         behind: Any,
@@ -60,12 +63,15 @@ class Scanning(nnx.Module):
     ) -> tuple[Float[Array, "b l d"], ScanState | None]:
         if reverse:
             raise ConfigError("a bidirectional mixer has no reverse: set config.model.direction='causal'")
-        y, state = self._mix(self.in_proj(x), mask, state, None)
+        y, state = self._mix(self._project(x), mask, state, None)
         return self.out_proj(y), state
 
     def initial_state(self, rows: int, capacity: int) -> ScanState:
         """The state before any position; its size does not depend on `capacity`."""
         return self._ahead.initial_state(rows)
+
+    def _project(self, x: Float[Array, "b l d"]) -> Projected:
+        return self.in_proj.cut(x, self._parts)
 
     def two_streams(
         self,
@@ -76,8 +82,8 @@ class Scanning(nnx.Module):
         first: int,
     ) -> tuple[Float[Array, "b l d"], Float[Array, "r k d"]]:
         (b, l, _), block = clean.shape, noisy.shape[1]
-        projected = self.in_proj(clean)
-        source, rest = projected[:, :first], projected[:, first:]
+        projected = self._project(clean)
+        source, rest = [part[:, :first] for part in projected], [part[:, first:] for part in projected]
         source_mask, rest_mask = (None, None) if mask is None else (mask[:, :first], mask[:, first:])
         entry, parts = self.initial_state(b, l), []
         if first:
@@ -85,15 +91,16 @@ class Scanning(nnx.Module):
             parts.append(y)
         # the clean states at the edges are all that passes between blocks: with them, every block is a row
         states = self._ahead.entry_states(self._share(rest), rest_mask, entry, block)
-        y, _ = self._mix(blocks(rest, block), None if rest_mask is None else blocks(rest_mask, block), states, None)
+        cut = [blocks(part, block) for part in rest]
+        y, _ = self._mix(cut, None if rest_mask is None else blocks(rest_mask, block), states, None)
         parts.append(y.reshape(b, l - first, -1))
-        y_noisy, _ = self._mix(self.in_proj(noisy), noisy_mask, states, None)
+        y_noisy, _ = self._mix(self._project(noisy), noisy_mask, states, None)
         return self.out_proj(jnp.concatenate(parts, axis=1)), self.out_proj(y_noisy)
 
     def refresh(
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, start: Int[Array, ""] | int, size: int
     ) -> tuple[Float[Array, "b l d"], ScanSides]:
-        projected = self.in_proj(x)
+        projected = self._project(x)
         y, _ = self._mix(projected, mask, None, None)
         ahead = state_before(self._ahead, self._share(projected), mask, start)
         return self.out_proj(y), ScanSides(ahead, self._behind(projected, mask, start + size))
@@ -101,7 +108,7 @@ class Scanning(nnx.Module):
     def window(
         self, x: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, sides: ScanSides
     ) -> Float[Array, "b k d"]:
-        y, _ = self._mix(self.in_proj(x), mask, sides.ahead, sides.behind)
+        y, _ = self._mix(self._project(x), mask, sides.ahead, sides.behind)
         return self.out_proj(y)
 
 
@@ -110,7 +117,7 @@ class Causal(Scanning):
 
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.core = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, self.core.projected, config, rngs=rngs)
+        self.in_proj = Linear(config.d_model, sum(part.width for part in self._parts), config, rngs=rngs)
         self.out_proj = Linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
@@ -121,7 +128,7 @@ class Causal(Scanning):
         *,
         reverse: bool = False,
     ) -> tuple[Float[Array, "b l d"], ScanState]:
-        y, state = self.core(self.in_proj(x), mask, state, reverse=reverse)
+        y, state = self.core(self._project(x), mask, state, reverse=reverse)
         return self.out_proj(y), state
 
     @property
@@ -145,23 +152,26 @@ class Untied(Scanning):
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.forward = core(config, rngs=rngs)
         self.backward = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, 2 * self.forward.projected, config, rngs=rngs)
+        self.in_proj = Linear(config.d_model, sum(part.width for part in self._parts), config, rngs=rngs)
         self.out_proj = Linear(2 * self.forward.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     @property
     def _ahead(self):
         return self.forward
 
+    @property
+    def _parts(self):
+        return (*self.forward.parts, *self.backward.parts)
+
     def _share(self, projected):
-        return jnp.split(projected, 2, axis=-1)[0]
+        return projected[: len(self.forward.parts)]
 
     def _behind(self, projected, mask, end):
-        return state_behind(self.backward, jnp.split(projected, 2, axis=-1)[1], mask, end)
+        return state_behind(self.backward, projected[len(self.forward.parts) :], mask, end)
 
     def _mix(self, projected, mask, ahead, behind):
-        left, right = jnp.split(projected, 2, axis=-1)
-        y_ahead, y_back, state = two_cores(self.forward, self.backward, left, right, mask, ahead, behind)
-        return jnp.concatenate([y_ahead, y_back], axis=-1), state
+        left, right = self._share(projected), projected[len(self.forward.parts) :]
+        return two_cores(self.forward, self.backward, left, right, mask, ahead, behind)
 
 
 class Tied(Scanning):
@@ -170,7 +180,7 @@ class Tied(Scanning):
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.forward = core(config, rngs=rngs)
         self.backward = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, self.forward.projected, config, rngs=rngs)
+        self.in_proj = Linear(config.d_model, sum(part.width for part in self._parts), config, rngs=rngs)
         self.out_proj = Linear(self.forward.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     @property
@@ -181,8 +191,8 @@ class Tied(Scanning):
         return state_behind(self.backward, projected, mask, end)
 
     def _mix(self, projected, mask, ahead, behind):
-        y_ahead, y_back, state = two_cores(self.forward, self.backward, projected, projected, mask, ahead, behind)
-        return y_ahead + y_back, state
+        both, state = two_cores(self.forward, self.backward, projected, projected, mask, ahead, behind)
+        return sum(jnp.split(both, 2, axis=-1)), state
 
 
 class Shared(Scanning):
@@ -198,7 +208,7 @@ class Shared(Scanning):
                 "config.model.direction='shared' needs mamba2: use pattern=('mamba2',), or direction 'tied' or 'untied'"
             )
         self.core = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, self.core.projected, config, rngs=rngs)
+        self.in_proj = Linear(config.d_model, sum(part.width for part in self._parts), config, rngs=rngs)
         self.out_proj = Linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     @property

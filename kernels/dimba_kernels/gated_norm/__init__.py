@@ -1,0 +1,1 @@
+"""The gated root-mean-square norm behind a scan."""
