@@ -47,6 +47,15 @@ _SAMPLING_HELP = {
     "length": "masked models of pairs: first chooses the target's length in one call before its words; or model",
     "length_bias": "tokens added to the length so chosen",
 }
+_DISTRIBUTED_HELP = {
+    "distributed": "one of several processes, which JAX finds on Slurm, Open MPI, Kubernetes and TPU pods; "
+    "--nodistributed: alone; neither: what the environment says",
+    "coordinator_address": "HOST:PORT of process 0; this and the next two where JAX knows no cluster",
+    "num_processes": "how many processes there are",
+    "process_id": "which of them this is, from 0",
+    "cluster_detection_method": "as in jax.distributed.initialize; mpi4py for Open MPI 5",
+    "initialization_timeout": "seconds to wait for the other processes; 300 unless given",
+}
 _FLAG_NAMES = {"length": "length_choice"}  # --length is a number of tokens
 
 _GAUSSIAN = ("ddpm", "ddim", "dpmpp")
@@ -112,6 +121,15 @@ class Flags:
         for name, text in _SAMPLING_HELP.items():
             define[type(defaults[name])](_FLAG_NAMES.get(name, name), None, text, flag_values=self.values)
 
+    def distributed(self) -> None:
+        """The flags of a run over several processes, None unless given; named as jax.distributed.initialize's."""
+        self.boolean("distributed", None, _DISTRIBUTED_HELP["distributed"])
+        self.text("coordinator_address", None, _DISTRIBUTED_HELP["coordinator_address"])
+        self.integer("num_processes", None, _DISTRIBUTED_HELP["num_processes"])
+        self.integer("process_id", None, _DISTRIBUTED_HELP["process_id"])
+        self.text("cluster_detection_method", None, _DISTRIBUTED_HELP["cluster_detection_method"])
+        self.integer("initialization_timeout", None, _DISTRIBUTED_HELP["initialization_timeout"], lower_bound=1)
+
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:
         """The values of a command line.
 
@@ -158,6 +176,12 @@ def given_sampling(values: flags.FlagValues) -> dict[str, Any]:
         for name, value in found.items()
         if value is not None
     }
+
+
+def given_distributed(values: flags.FlagValues) -> dict[str, Any]:
+    """The arguments of `distributed.initialize` that the command line names."""
+    found = {name: values[name].value for name in _DISTRIBUTED_HELP}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def sampling_settings(config: RunConfig, given: dict[str, Any]) -> SamplingConfig:

@@ -1,4 +1,4 @@
-"""Devices: the mesh, what is placed where on it, and the start of a run over several processes.
+"""Devices: the mesh, and what is placed where on it.
 
 Every array has logical axes, and RULES says over which axes of the mesh each of those is split. Batches are split
 over `data` and `fsdp`, positions over `sequence`, heads and channels over `tensor`; the large parameters, their
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -45,33 +44,6 @@ PARAMETERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("head", "kernel"): ("model", "vocabulary"),
     ("table",): ("vocabulary", "model"),
 }
-
-_CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES")
-
-
-def maybe_initialize_distributed() -> bool:
-    """Joins the other processes of a cluster run, if the environment names one; call before any other JAX call.
-
-    `jax.distributed.initialize` finds the coordinator itself on Slurm, Open MPI and Cloud TPU, or takes
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Returns whether there are several processes.
-    """
-    if jax.distributed.is_initialized():
-        return True
-    if not any(_names_several(name, os.environ.get(name, "")) for name in _CLUSTER_VARIABLES):
-        return False
-    processes, place = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    jax.distributed.initialize(
-        num_processes=int(processes) if processes else None, process_id=int(place) if place else None
-    )
-    return True
-
-
-def _names_several(name: str, value: str) -> bool:
-    if name == "JAX_COORDINATOR_ADDRESS":
-        return bool(value)
-    if name == "TPU_WORKER_HOSTNAMES":
-        return "," in value
-    return value.isdigit() and int(value) > 1
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

@@ -4,6 +4,10 @@
 
 Started again with the same workdir it goes on from the latest checkpoint. SIGTERM and Ctrl-C save and
 stop. A recipe takes an argument behind a colon: --config=configs/qqp.py:smoke.
+
+Over several processes, each started with the same command: with --distributed, JAX finds the others (Slurm, Open MPI,
+Kubernetes, TPU pods); where it knows no cluster, say who they are: --coordinator_address=HOST:PORT --num_processes=N
+--process_id=I. Without any of them, Slurm, Open MPI, TPU pods on GKE and JAX_COORDINATOR_ADDRESS are still recognised.
 """
 
 from __future__ import annotations
@@ -28,10 +32,10 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> int:
     config = from_config_dict(options.config)
 
     # only now, so that a mistyped flag is answered at once
-    from dimba_jax.parallel import maybe_initialize_distributed
+    from dimba_jax import distributed
     from dimba_jax.training.loop import train
 
-    maybe_initialize_distributed()
+    distributed.initialize(**commandline.given_distributed(options))
     outcome = train(config, options.workdir, command=command)
     return 130 if outcome.interrupted == signal.SIGINT else 0
 
@@ -40,6 +44,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define = commandline.Flags()
     define.config("recipe, as in configs/qqp.py:smoke", argv)
     define.text("workdir", None, "folder for checkpoints and logs")
+    define.distributed()
     options = define.parse(argv)
     if options.help:
         return options

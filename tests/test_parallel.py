@@ -81,19 +81,3 @@ def test_positions_must_divide():
 
 def test_one_process_gathers_its_own_value():
     assert parallel.gather_json({"next_index": 3}) == [{"next_index": 3}]
-
-
-def test_nothing_to_join_outside_a_cluster(monkeypatch):
-    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_NUM_NODES", "OMPI_COMM_WORLD_SIZE", "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)
-    assert parallel.maybe_initialize_distributed() is False
-    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")  # an allocation of one node
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    assert parallel.maybe_initialize_distributed() is False
-    called = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: called.append(settings))
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1234")
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
-    monkeypatch.setenv("JAX_PROCESS_ID", "1")
-    assert parallel.maybe_initialize_distributed() is True
-    assert called == [{"num_processes": 2, "process_id": 1}]

@@ -43,12 +43,12 @@ def recipe(tmp_path, write_pairs):
     return path
 
 
-def start(recipe, workdir, devices, mesh, **variables):
+def start(recipe, workdir, devices, flags):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | {
         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'kernels'}",
-    } | variables  # fmt: skip
-    command = [sys.executable, "-m", "dimba_jax.train", f"--config={recipe}", f"--workdir={workdir}", *mesh]
+    }  # fmt: skip
+    command = [sys.executable, "-m", "dimba_jax.train", f"--config={recipe}", f"--workdir={workdir}", *flags]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
@@ -79,16 +79,18 @@ def test_two_processes_are_one(recipe, tmp_path):
     mesh = ["--config.mesh.fsdp=2"]  # and data=2, of which each process holds one
     finish([start(recipe, tmp_path / "one", 4, mesh)])
     port = free_port()
-    both = [
-        start(
-            recipe, tmp_path / "two", 2, mesh, JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]  # fmt: skip
+    joined = ["--distributed", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
+    both = [start(recipe, tmp_path / "two", 2, [*mesh, *joined, f"--process_id={number}"]) for number in range(2)]
     said = finish(both)
     assert "parameters on 4 x cpu" in said[0] and "samples at step 4" in said[0]
     assert "parameters" not in said[1] and "samples" not in said[1]  # one process speaks
+    checkpoint = tmp_path / "two" / "checkpoints" / str(STEPS)
+    for part in ("params", "ema", "training"):  # each process writes its own share
+        files = [(checkpoint / part / f"ocdbt.process_{number}" / "d").iterdir() for number in (0, 1)]
+        shares = [sum(file.stat().st_size for file in of_one) for of_one in files]
+        assert min(shares) > sum(shares) / 4
+    lines = [json.loads(line)["step"] for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert lines.count(1) == 1 and len(list((tmp_path / "two").rglob("events.*"))) == 1
     one, two = (losses(tmp_path / name) for name in ("one", "two"))
     assert len(one) == STEPS + 2 and two == pytest.approx(one, rel=1e-5)
 
