@@ -12,55 +12,17 @@ implementation.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import statistics
-import time
-from dataclasses import dataclass, replace
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
 
-from dimba_jax.config import RunConfig
-from dimba_jax.diffusion import make_process, make_timestep_sampler
-from dimba_jax.models.build import abstract_denoiser, make_denoiser
-from dimba_jax.training.optimizer import make_optimizer
-from dimba_jax.training.state import TrainState
-from dimba_jax.training.step import make_train_step
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-SPECIAL = 8  # tokens left out of the random text: padding, mask and their like
-
-
-@dataclass(frozen=True)
-class Case:
-    """A recipe and its variant; rows a batch, positions a row and layers, None for the recipe's own."""
-
-    recipe: str
-    variant: str = ""
-    rows: int | None = None
-    length: int | None = None
-    layers: int | None = None
-
-    def config(self, implementation: str) -> RunConfig:
-        spec = importlib.util.spec_from_file_location(self.recipe, CONFIGS / f"{self.recipe}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config: RunConfig = getattr(module, "VARIANTS", {}).get(self.variant) or module.MEDIUM
-        config = replace(config, model=replace(config.model, implementation=implementation))
-        if self.rows is not None:
-            config = replace(config, training=replace(config.training, batch_size=self.rows))
-        if self.length is not None:
-            config = replace(config, data=replace(config.data, target_length=self.length))
-        if self.layers is not None:
-            config = replace(config, model=replace(config.model, layers=self.layers))
-        return config
-
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from steps import Case, Step  # noqa: E402
 
 CASES = {
     "qqp_masked": Case("qqp_masked"),  # Mamba-2, rows of 64
@@ -71,56 +33,6 @@ CASES = {
     "diffumamba_12_8192": Case("diffumamba", "240m", rows=2, length=8192, layers=12),
     "tiny": Case("diffumamba", "tiny", rows=4, length=128),
 }
-
-
-class Step:
-    """A compiled step and the state it goes on from."""
-
-    def __init__(self, config: RunConfig) -> None:
-        vocabulary = config.tokenizer.vocab_size
-        rows, length = config.training.batch_size, config.data.source_length + config.data.target_length
-        graphdef, _ = abstract_denoiser(config, vocabulary)
-        optimizer = make_optimizer(config.optimizer, config.training.steps)
-
-        def start(key: jax.Array) -> TrainState:
-            return TrainState.start(
-                nnx.to_pure_dict(nnx.state(make_denoiser(config, vocabulary, nnx.Rngs(key)), nnx.Param)),
-                optimizer,
-                make_process(config.process, vocabulary),
-                make_timestep_sampler(config.process),
-                rows,
-            )
-
-        self.tokens = rows * length
-        self._state = jax.jit(start)(jax.random.key(0))
-        self._batch = jax.device_put(_batch(rows, length, config.data.source_length, vocabulary))
-        self._key = jax.random.key(1)
-        began = time.monotonic()
-        step = make_train_step(graphdef, optimizer, config)
-        self._step = step.lower(self._state, self._batch, self._key).compile()
-        self.compile_seconds = time.monotonic() - began
-        plan = self._step.memory_analysis()
-        sizes = plan.argument_size_in_bytes, plan.output_size_in_bytes, plan.temp_size_in_bytes
-        self.peak_bytes = sum(sizes) - plan.alias_size_in_bytes
-        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
-        self.first_loss = self.run(1)[1]
-
-    def run(self, steps: int) -> tuple[float, float]:
-        """Milliseconds a step, and the last loss."""
-        began = time.perf_counter()
-        for _ in range(steps):
-            self._state, loss = self._step(self._state, self._batch, self._key)
-        loss = float(loss)
-        return 1e3 * (time.perf_counter() - began) / steps, loss
-
-
-def _batch(rows: int, length: int, source: int, vocabulary: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {
-        "tokens": rng.integers(min(SPECIAL, vocabulary // 2), vocabulary, (rows, length)).astype(np.int32),
-        "target": np.broadcast_to(np.arange(length) >= source, (rows, length)).copy(),
-        "valid": np.ones((rows, length), bool),
-    }
 
 
 def measure(case: Case, implementations: list[str], samples: int, steps: int) -> list[dict[str, Any]]:

@@ -55,14 +55,7 @@ class Attention(nnx.Module):
             if reverse:
                 raise ValueError("attention goes on from a state to the right only: expected reverse=False")
             return self._extend(x, mask, state)
-        q, k, v = self._project(x, 0)
-        seen = None if mask is None else mask[:, None]
-        if self.causal and seen is None and not reverse:
-            return self._attend(q, k, v, None, causal=True), None
-        if self.causal:
-            order = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
-            seen = _both((order.T if reverse else order)[None], seen)
-        return self._attend(q, k, v, seen), None
+        return self._row(*self._project(x, 0), mask, reverse=reverse), None
 
     def initial_state(self, rows: int, capacity: int) -> KVCache:
         """An empty cache of `capacity` positions."""
@@ -102,13 +95,25 @@ class Attention(nnx.Module):
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None, start: Int[Array, ""] | int, size: int
     ) -> tuple[Float[Array, "b l d"], KVCache]:
         """See `Mixer`. What is kept is the whole row: a window overwrites its own positions."""
-        y, cache = self._extend(x, mask, self.initial_state(x.shape[0], x.shape[1]))
-        return y, cache._replace(length=jnp.asarray(start, jnp.int32))
+        q, k, v = self._project(x, 0)
+        valid = jnp.ones(x.shape[:2], bool) if mask is None else mask
+        cache = KVCache(k.astype(self.dtype), v.astype(self.dtype), valid, jnp.asarray(start, jnp.int32))
+        return self._row(q, k, v, mask), cache
 
     def window(
         self, x: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, sides: KVCache
     ) -> Float[Array, "b k d"]:
         return self._extend(x, mask, sides)[0]
+
+    def _row(self, q: Array, k: Array, v: Array, mask: Bool[Array, "b l"] | None, *, reverse: bool = False) -> Array:
+        """A whole row."""
+        seen = None if mask is None else mask[:, None]
+        if self.causal and seen is None and not reverse:
+            return self._attend(q, k, v, None, causal=True)
+        if self.causal:
+            order = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
+            seen = _both((order.T if reverse else order)[None], seen)
+        return self._attend(q, k, v, seen)
 
     def _extend(
         self, x: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, cache: KVCache
@@ -149,7 +154,9 @@ class Attention(nnx.Module):
     ) -> Float[Array, "b l d"]:
         implementation = "cudnn" if self.may_fuse and flash_runs(q, k, masked=seen is not None) else None
         if seen is not None:
-            seen = jnp.broadcast_to(seen, (seen.shape[0], q.shape[1], seen.shape[2]))[:, None]  # as cuDNN wants it
+            if implementation:  # which wants a mask of every query
+                seen = jnp.broadcast_to(seen, (seen.shape[0], q.shape[1], seen.shape[2]))
+            seen = seen[:, None]
         with jax.named_scope("attention"):
             y = jax.nn.dot_product_attention(q, k, v, mask=seen, is_causal=causal, implementation=implementation)
         return self.out_proj(y.reshape(*y.shape[:2], -1))
