@@ -212,7 +212,7 @@ class TokenDenoiser(nnx.Module):
 
     def _embed(self, tokens: Int[Array, "b l"], start: int | Int[Array, ""]) -> Float[Array, "b l d"]:
         """Inputs of the stack, for tokens whose first stands at position `start` of the row."""
-        h = self.table[...][tokens]
+        h = self.table[...][tokens].astype(jnp.float32)  # the residual stream's, whatever the table was cast to
         if not self.source_length:
             return h
         source, target = self.segments[...]

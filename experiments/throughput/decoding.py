@@ -56,9 +56,7 @@ def config_of(size: str, variant: str) -> RunConfig:
         config = autoregressive(base, "ar", pattern=("attention",), mlp_ratio=4.0)
     else:
         config = recipe("diffumamba").VARIANTS[f"{size}{variant}"]
-    if jax.default_backend() != "cpu":
-        config = replace(config, model=replace(config.model, dtype="bfloat16"))
-    return config
+    return replace(config, model=replace(config.model, dtype="bfloat16"))
 
 
 def network(config: RunConfig) -> tuple[nnx.GraphDef, nnx.State]:
@@ -172,9 +170,8 @@ def main() -> None:
     if options.output and options.output.exists():
         lines = [json.loads(line) for line in options.output.read_text().splitlines()]
         done = {(line["system"], line["kind"], line["length"]) for line in lines if line["size"] == options.size}
-    print(
-        f"{device}, jax {metadata.version('jax')}\n\n| system | call | L | ms (least-most) | compile s | temporary GiB |"
-    )
+    print(f"{device}, jax {metadata.version('jax')}\n")
+    print("| system | call | L | ms (least-most) | compile s | temporary GiB |")
     print("|" + "---|" * 6, flush=True)
     for system in options.systems:
         variant, kinds = SYSTEMS[system]

@@ -119,11 +119,8 @@ def main() -> None:
 
     device = jax.devices()[0].device_kind
     print(f"{device}, jax {metadata.version('jax')}\n")
-    print(
-        "| run | parameters | batch | remat | ms a step (least-most) | tokens/s | utilisation | GiB a device | compile s ",
-        end="",
-    )
-    print("| first loss |\n" + "|" + "---|" * 10, flush=True)
+    heads = ("run", "parameters", "batch", "remat", "ms a step (least-most)", "tokens/s", "utilisation", "GiB a device")
+    print(f"| {' | '.join(heads)} | compile s | first loss |\n" + "|" + "---|" * 10, flush=True)
     for run in options.runs:
         try:
             line = measure(run, options.rows, options.length, options.samples, options.steps)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dimba_kernels import causal_conv1d, selective_scan, sharding, ssd, ssd_bidirectional, ssd_pair
+from dimba_kernels import causal_conv1d, gated_rms_norm, selective_scan, sharding, ssd, ssd_bidirectional, ssd_pair
 from dimba_kernels.causal_conv1d import arg_specs as conv
+from dimba_kernels.gated_norm import arg_specs as norm
 from dimba_kernels.selective_scan import arg_specs as s6
 from dimba_kernels.ssd import arg_specs as duality
 from dimba_kernels.testing import assert_agreement, gaps, packed
@@ -74,6 +75,23 @@ def test_what_does_not_divide_stays_whole(b, h, g):
 def test_triton_kernels_are_split():
     assert_unchanged(causal_conv1d, conv.arguments(conv.Shape(b=2, l=9, d=8)), implementation="gpu")
     assert_unchanged(ssd, duality.arguments(replace(SSD, h=4, g=2)), implementation="gpu")
+
+
+@needs_triton
+def test_a_pointwise_operation_needs_no_other_part_of_the_sequence():
+    arrays = norm.arguments(norm.Shape(r=2, b=2, l=8, i=6))
+    run = partial(gated_rms_norm, groups=2)
+    whole = partial(run, implementation="reference")
+    mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with sharding(mesh, batch="data", sequence="sequence"):
+        assert "shard_map" in str(jax.make_jaxpr(partial(run, implementation="gpu"))(**arrays))
+        assert_agreement(partial(run, implementation="gpu"), whole, arrays, 1e-5)
+
+
+def test_a_norm_over_split_features_is_left_to_xla():
+    """A mean over features of several devices: no kernel of one device can know it."""
+    arrays = norm.arguments(norm.Shape(r=2, b=2, l=9, i=8))
+    assert_unchanged(gated_rms_norm, arrays, FOUR, implementation=None)
 
 
 def test_results_lie_split():
