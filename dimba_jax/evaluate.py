@@ -60,7 +60,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.choice("split", None, ["train", "valid", "test"], "rows to score: test for seq2seq, otherwise valid")
     define.integer("limit", None, "seq2seq, likelihood: score only the first so many rows", lower_bound=1)
     define.text("output", None, "where to write the report (JSON)")
-    define.integer("seed", 0, "seed of the samples, or of the draws")
+    define.seed(0, "seed of the samples, or of the draws")
     define.choice("system", "model", ["model", "copy"], "seq2seq: copy scores the sources themselves")
     define.text("samples", None, "seq2seq: score the per-example file (.examples.jsonl) of an earlier evaluation")
     define.config("seq2seq: recipe whose data --system=copy reads", argv)

@@ -25,7 +25,7 @@ from absl import flags
 
 from dimba_jax import commandline
 from dimba_jax.config import ConfigError, RunConfig, SamplingConfig
-from dimba_jax.data.examples import DataError
+from dimba_jax.data.examples import DataError, check_text, parse_json, read_lines
 from dimba_jax.files import write_whole
 
 STAGES = 6  # of a trajectory
@@ -47,7 +47,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.integer(
         "length", None, "running text: tokens of a text, the prompt's counted; a training row's unless given"
     )
-    define.integer("seed", 0, "seed of the draws")
+    define.seed(0, "seed of the draws")
     define.boolean("show_trajectory", False, "print the stages from noise or masks to text; with --prompt")
     define.sampling()
     options = define.parse(argv)
@@ -65,8 +65,12 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
 
 
 def _run(options: flags.FlagValues) -> None:
-    rows = {"--prompt": {"src": options.prompt}} if options.prompt is not None else _read(Path(options.input))
-    output = None if options.output is None else commandline.output_file(options.output)
+    if options.prompt is not None:
+        check_text(options.prompt, "--prompt")
+        rows = {"--prompt": {"src": options.prompt}}
+    else:
+        rows = _read(Path(options.input))
+    output = None if options.output is None else commandline.output_file(options.output, reads=[options.input])
 
     from dimba_jax.sampling.generate import complete, generate  # here: --help and wrong options need no JAX
     from dimba_jax.sampling.load import load
@@ -121,19 +125,13 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"--input={path}: there is no such file")
     rows = {}
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # bad JSON or bad UTF-8
-                raise DataError(f"{path}:{number}: not JSON ({error})") from None
-            if not isinstance(row, dict) or not isinstance(row.get("src"), str):
-                raise DataError(f'{path}:{number}: expected an object with a text under "src"')
-            rows[f'{path}:{number}: "src"'] = row
-    if not rows:
-        raise DataError(f"{path} holds no prompts: expected a JSON object with the key src on each line")
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        row = parse_json(line, f"{path}:{number}")
+        if not isinstance(row, dict) or not isinstance(row.get("src"), str):
+            raise DataError(f'{path}:{number}: expected an object with a text under "src"')
+        rows[f'{path}:{number}: "src"'] = row
     return rows
 
 

@@ -40,7 +40,7 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
     Raises:
       ConfigError, DataError, FileNotFoundError: what the user can mend, with a message that says how.
     """
-    output = None if options.output is None else commandline.output_file(options.output)
+    output = None if options.output is None else commandline.output_file(options.output, reads=options.input or ())
 
     from dimba_jax.evals import likelihood  # here: wrong options need no JAX
     from dimba_jax.evals.report import report_json

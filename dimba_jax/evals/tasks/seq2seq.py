@@ -54,6 +54,8 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
       ConfigError, DataError, FileNotFoundError: what the user can mend, with a message that says how.
     """
     output = commandline.output_file(options.output)
+    if options.samples is not None:
+        _check_kept(output, options.samples)
     sizes = _mbr_sizes(options.mbr)
     split: Split = options.split or SPLIT
     bertscore = load_bertscore() if options.bertscore else None  # before hours of sampling
@@ -73,6 +75,20 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
 def with_data_path(config: RunConfig, path: str | None) -> RunConfig:
     """The config with its data elsewhere; as it is if there is no path."""
     return config if path is None else dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+
+
+def _examples(output: Path) -> Path:
+    """The per-example file beside a report."""
+    return output.with_name(f"{output.stem}.examples.jsonl")
+
+
+def _check_kept(output: Path, samples: str) -> None:
+    """Scoring again must not replace what it scores, perhaps with fewer rows."""
+    if Path(samples).resolve() in (output.resolve(), _examples(output).resolve()):
+        raise ConfigError(
+            f"--output={output} would replace {samples}, which is read: its examples go to {_examples(output)}; "
+            "name another file"
+        )
 
 
 def _mbr_sizes(texts: Sequence[str]) -> list[int]:
@@ -149,7 +165,7 @@ def _training_texts(data: DataConfig, options: flags.FlagValues, split: Split) -
 def _write(report: dict[str, Any], rows: Sequence[ScoredRow], output: Path) -> None:
     """Writes the report and, beside it, a line for each example."""
     texts = {
-        output.with_name(f"{output.stem}.examples.jsonl"): "".join(row.to_line() + "\n" for row in rows),
+        _examples(output): "".join(row.to_line() + "\n" for row in rows),
         output: report_json(report),
     }
     write_whole(texts)
