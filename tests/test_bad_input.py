@@ -1,13 +1,13 @@
 """Bad input through the commands themselves: one line that says what to do, exit status 2, every file as it was."""
 
+import functools
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 from flax import nnx
 
-from dimba_jax import commandline, evaluate, sample, strip, train
+from dimba_jax import checkpoint, commandline, evaluate, sample, strip, train
 from dimba_jax.checkpoint import FORMAT, Checkpoints
 from dimba_jax.config import from_config_dict, to_dict
 from dimba_jax.data.examples import DataError
@@ -68,14 +68,16 @@ def place(tmp_path_factory) -> Path:
     (place / "file").write_text("a file")
     texts = [f"what is number {i}?" for i in range(99)]
     (place / "pieces.model").write_bytes(train_sentencepiece(texts, 40))
-    save_untrained(place)
     pieces = SentencePieceTokenizer((place / "pieces.model").read_bytes())
-    damaged(place, "newer", "config", lambda config: config | {"format": FORMAT + 1})
-    damaged(place, "later", "config", lambda config: config | {"model": config["model"] | {"novelty": 1}})
-    damaged(place, "other", "config", lambda config: config | {"model": config["model"] | {"d_model": 16}})
-    damaged(place, "odd", "config", lambda config: config | {"model": config["model"] | {"head_dim": 3}})
-    damaged(place, "pieces", "tokenizer", lambda _: pieces.to_dict())
-    damaged(place, "nokind", "tokenizer", lambda _: [])
+    save_untrained(place / "run")
+    save_untrained(place / "later", model={"novelty": 1})
+    save_untrained(place / "other", model={"d_model": 16})
+    save_untrained(place / "odd", model={"head_dim": 3})
+    save_untrained(place / "pieces", tokenizer=pieces.to_dict())
+    save_untrained(place / "nokind", tokenizer={"kind": None})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", FORMAT + 1)
+        save_untrained(place / "newer")
     (place / "samples.examples.jsonl").write_text(
         '{"row": 0, "source": "a", "references": ["b"], "samples": ["c", "d"]}\n'
     )
@@ -84,26 +86,24 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def save_untrained(place: Path) -> None:
-    """A checkpoint as a run of the recipe writes it, as far as refusals read it."""
-    tokenizer = ByteTokenizer()
+@functools.cache
+def untrained(recipe: str):
+    """The recipe's config, as it stands in a checkpoint, and the parts of a state."""
+    command = ["", f"--config={recipe}"]
     parser = commandline.Flags()
-    parser.config("recipe", ["", f"--config={place}/recipe.py"])
-    config = from_config_dict(parser.parse(["", f"--config={place}/recipe.py"]).config)
-    network = make_denoiser(config, tokenizer.vocab_size, nnx.Rngs(0))
-    params = nnx.to_pure_dict(nnx.state(network, nnx.Param))
-    with Checkpoints(place / "run") as checkpoints:
-        checkpoints.save(
-            1, {"params": params, "ema": params, "process": make_process(config.process, tokenizer.vocab_size)},
-            data_state=None, config=to_dict(config), tokenizer=tokenizer.to_dict(),
-        )  # fmt: skip
+    parser.config("recipe", command)
+    config = from_config_dict(parser.parse(command).config)
+    params = nnx.to_pure_dict(nnx.state(make_denoiser(config, ByteTokenizer.vocab_size, nnx.Rngs(0)), nnx.Param))
+    process = make_process(config.process, ByteTokenizer.vocab_size)
+    return to_dict(config), {"params": params, "ema": params, "process": process}
 
 
-def damaged(place: Path, name: str, item: str, change) -> None:
-    """A copy of the run with another content of one of its checkpoint's JSON items."""
-    shutil.copytree(place / "run", place / name)
-    (file,) = (path for path in (place / name).glob(f"checkpoints/1/{item}/*") if path.name == "metadata")
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+def save_untrained(workdir: Path, model: dict | None = None, tokenizer: dict | None = None) -> None:
+    """A checkpoint as a run of the recipe writes it, as far as refusals read it; with settings that are not its own."""
+    config, state = untrained(str(workdir.parent / "recipe.py"))
+    config = config | {"model": config["model"] | (model or {})}
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(1, state, data_state=None, config=config, tokenizer=tokenizer or {"kind": "bytes"})
 
 
 TRAIN = ["--config=recipe.py", "--workdir=new"]
