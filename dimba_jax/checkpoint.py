@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 from dimba_jax.errors import UserError
 
 FOLDER = "checkpoints"
+FORMAT = 1  # of what a step holds; a change that older versions would misread raises it
 
 
 class CheckpointError(UserError, ValueError):
@@ -63,7 +64,7 @@ class Checkpoints:
         items |= {
             "arrays": ocp.args.JsonSave({name: _shapes(flat) for name, flat in parts.items()}),
             "data": ocp.args.JsonSave({"state": data_state}),
-            "config": ocp.args.JsonSave(dict(config)),
+            "config": ocp.args.JsonSave({"format": FORMAT} | dict(config)),
             "tokenizer": ocp.args.JsonSave(dict(tokenizer)),
         }
         self._manager.save(step, args=ocp.args.Composite(**items))
@@ -105,8 +106,20 @@ class Checkpoints:
         return self.restore(step, {name: abstract})[name]
 
     def read_config(self, step: int | None = None) -> dict[str, Any]:
-        """The config as `config.from_config_dict` takes it."""
-        return self._read_json("config", step)
+        """The config as `config.from_config_dict` takes it.
+
+        Raises:
+          FileNotFoundError: no such checkpoint.
+          CheckpointError: a later version of this library wrote it.
+        """
+        config = self._read_json("config", step)
+        found = config.pop("format", 1)  # the first checkpoints had no number
+        if found != FORMAT:
+            raise CheckpointError(
+                f"{self.folder} has the format {found!r}, and this version of dimba_jax reads {FORMAT}: "
+                "install the version that wrote it (run.json names it), or a newer one"
+            )
+        return config
 
     def read_tokenizer(self, step: int | None = None) -> dict[str, Any]:
         return self._read_json("tokenizer", step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,10 @@ class Flags:
     def integer(self, name: str, default: int | None, help: str, lower_bound: int | None = None) -> None:
         flags.DEFINE_integer(name, default, help, lower_bound=lower_bound, flag_values=self.values)
 
+    def seed(self, default: int | None, help: str) -> None:
+        """--seed: the 32 bits that JAX's keys take; of a larger number they would drop the rest."""
+        flags.DEFINE_integer("seed", default, help, 0, (1 << 32) - 1, flag_values=self.values)
+
     def boolean(self, name: str, default: bool | None, help: str) -> None:
         flags.DEFINE_bool(name, default, help, flag_values=self.values)
 
@@ -138,6 +143,7 @@ class Flags:
           absl.flags.Error: another option that is wrong.
         """
         values = self.values
+        sys.modules.pop(_RECIPE_MODULE, None)  # else what a recipe lacks would be that of the last one in this process
         try:
             rest = values(list(argv))[1:]
             if "config" in values:
@@ -147,12 +153,24 @@ class Flags:
         except OSError as error:
             if "No such file" not in str(error):
                 raise
-            name = next((text for text in argv if text.startswith(("--config=", "-config="))), "--config")
-            raise ConfigError(f"{name}: no such file") from None
+            raise ConfigError(f"{_recipe(argv)}: no such file") from None
         except (AttributeError, KeyError) as error:
+            if "get_config" in str(error):
+                raise ConfigError(
+                    f"{_recipe(argv)} has no function get_config: give a recipe as those in configs/"
+                ) from None
             raise ConfigError(f"the recipe has no setting {_reason(error)}") from None
         except (TypeError, ValueError) as error:
             raise ConfigError(_reason(error)) from None
+        except flags.Error:
+            raise
+        except Exception as error:  # a recipe is a program, and may fail in any way
+            line = (
+                error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
+            )
+            raise ConfigError(
+                f"{_recipe(argv)}, line {line}: {type(error).__name__}: {_reason(error)}; mend the recipe"
+            ) from error
         if self._files is not None and values[self._files].present:
             named = [file for text in values[self._files].value or () for file in text.split(",") if file]
             values[self._files].value, rest = named + rest, []
@@ -161,6 +179,12 @@ class Flags:
         return values
 
 
+def _recipe(argv: Sequence[str]) -> str:
+    """The recipe as the command line names it."""
+    return next((text for text in argv if text.startswith(("--config=", "-config="))), "--config")
+
+
+_RECIPE_MODULE = "config_config"  # ml_collections' name of it
 _CONFIG_ERROR = f"{ConfigError.__module__}.{ConfigError.__name__}: "
 
 
@@ -232,19 +256,40 @@ def run(
         return 130
 
 
-def output_file(name: str, suffix: str | None = None) -> Path:
+def output_file(name: str, suffix: str | None = None, reads: Sequence[str | Path] = ()) -> Path:
     """The place of --output, found fit before the work rather than after it.
 
+    Args:
+      reads: files that the command reads, which its output must not replace.
+
     Raises:
-      ConfigError: it is a folder, lies in none, or ends in another suffix.
+      ConfigError: it is a folder, lies in none, ends in another suffix, or is one of those files.
     """
     path = Path(name)
+    for file in reads:
+        if path.resolve() == Path(file).resolve():
+            raise ConfigError(f"--output={path} would replace {file}, which is read: name another file")
     if path.is_dir():
         raise ConfigError(f"--output={path} is a folder: name a file")
     if not path.absolute().parent.is_dir():
         raise ConfigError(f"--output={path}: there is no folder {path.absolute().parent}; create it first")
     if suffix is not None and path.suffix != suffix:
         raise ConfigError(f"--output={path}: expected a name that ends in {suffix}")
+    return path
+
+
+def workdir(name: str) -> Path:
+    """The place of --workdir, which may be there or not.
+
+    Raises:
+      ConfigError: it is a file, or lies in one.
+    """
+    path = Path(name)
+    for place in (path, *path.absolute().parents):
+        if place.exists():
+            if place.is_dir():
+                break
+            raise ConfigError(f"--workdir={path}: {place} is a file: name a folder, which is created if need be")
     return path
 
 

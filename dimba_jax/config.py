@@ -8,15 +8,13 @@ sampling needs no recipe. Field comments give the meaning; the defaults are DIMB
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dimba_jax.config_checks import check
-from dimba_jax.errors import ConfigError
+from dimba_jax.config_values import build
+from dimba_jax.errors import ConfigError as ConfigError  # for those who read it here
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ def from_config_dict(values: Mapping[str, Any]) -> RunConfig:
         outside its choices, or settings that contradict each other.
     """
     to_plain = getattr(values, "to_dict", None)
-    config = _build(RunConfig, to_plain() if to_plain else values, "config")
+    config = build(RunConfig, to_plain() if to_plain else values, "config")
     check(config)
     return config
 
@@ -254,43 +252,3 @@ def to_config_dict(config: RunConfig):
 def to_dict(config: RunConfig) -> dict[str, Any]:
     """Plain, JSON-ready values (tuples stay tuples, which JSON writes as lists)."""
     return dataclasses.asdict(config)
-
-
-def _build(cls: type, values: Any, where: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where}: expected a group of settings, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    out = {}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"{where}.{key} is no setting; did you mean {where}.{near}?")
-        out[key] = _coerce(hints[key], value, f"{where}.{key}")
-    return cls(**out)
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise ConfigError(f"{where}={value!r}: choose one of {', '.join(map(repr, choices))}")
-        return value
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, (tuple, list)):
-            raise ConfigError(f"{where}={value!r}: expected a list")
-        args = typing.get_args(hint)
-        if len(args) == 2 and args[1] is Ellipsis:
-            args = (args[0],) * len(value)
-        if len(args) != len(value):
-            raise ConfigError(f"{where}={value!r}: expected {len(args)} values")
-        return tuple(_coerce(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-    assert not isinstance(origin, types.UnionType)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise ConfigError(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-    return value

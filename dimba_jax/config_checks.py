@@ -46,6 +46,16 @@ def check(c: RunConfig) -> None:
         "process.min_snr_gamma": p.min_snr_gamma,
     }.items():  # fmt: skip
         need(value >= 0, f"config.{name}={value}: must not be negative")
+    # JAX's keys take 32 bits of a seed and drop the rest: 2**32 would draw what 0 draws
+    need(0 <= c.seed < 1 << 32, f"config.seed={c.seed}: must lie between 0 and {(1 << 32) - 1}")
+    need(
+        m.attention_mlp_ratio >= 0 or m.attention_mlp_ratio == -1,
+        f"config.model.attention_mlp_ratio={m.attention_mlp_ratio}: must not be negative, or be -1 for mlp_ratio",
+    )
+    for name in ("beta1", "beta2"):
+        value = getattr(c.optimizer, name)
+        need(0.0 <= value < 1.0, f"config.optimizer.{name}={value}: must lie in [0, 1)")
+    need(c.optimizer.epsilon > 0, f"config.optimizer.epsilon={c.optimizer.epsilon}: must be positive")
     need(c.optimizer.learning_rate > 0, f"config.optimizer.learning_rate={c.optimizer.learning_rate}: must be positive")
     need(
         m.implementation not in ("gpu", "tpu"),

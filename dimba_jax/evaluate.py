@@ -6,7 +6,8 @@
     python -m dimba_jax.evaluate --checkpoint=W --task=likelihood --input=a.txt b.txt [--block_sizes=1,4,16]
     python -m dimba_jax.evaluate --checkpoint=W --task=generation --num_texts=64 --judge=JUDGE --output=generation.json
 
-Prints a table. seq2seq and generation write the report as JSON and one line per example beside it
+Prints a table. The report also says what it was made with: checkpoint, settings, seed, versions, devices, commit and
+command. seq2seq and generation write the report as JSON and one line per example beside it
 (OUTPUT.examples.jsonl); likelihood writes its report if --output is given. Files that are there already are
 replaced once the evaluation has succeeded.
 """
@@ -35,20 +36,21 @@ _LIKELIHOOD_SAMPLING = {"batch_size", "ema"}  # a likelihood is not sampled; but
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    return commandline.run("evaluate", __doc__, _parse, _run, argv)
+    argv = sys.argv if argv is None else argv
+    return commandline.run("evaluate", __doc__, _parse, lambda options: _run(options, argv), argv)
 
 
-def _run(options: flags.FlagValues) -> None:
-    evaluate(options)
+def _run(options: flags.FlagValues, command: Sequence[str]) -> None:
+    evaluate(options, command)
 
 
-def evaluate(options: flags.FlagValues) -> dict[str, Any]:
-    """Runs the task, which prints its table and writes its files; returns the report.
+def evaluate(options: flags.FlagValues, command: Sequence[str] = ()) -> dict[str, Any]:
+    """Runs the task, which prints its table and writes its files; returns the report, which names the command.
 
     Raises:
       ConfigError, DataError, FileNotFoundError: what the user can mend, with a message that says how.
     """
-    return _task(options.task).run(options)
+    return _task(options.task).run(options, command)
 
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -60,7 +62,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.choice("split", None, ["train", "valid", "test"], "rows to score: test for seq2seq, otherwise valid")
     define.integer("limit", None, "seq2seq, likelihood: score only the first so many rows", lower_bound=1)
     define.text("output", None, "where to write the report (JSON)")
-    define.integer("seed", 0, "seed of the samples, or of the draws")
+    define.seed(0, "seed of the samples, or of the draws")
     define.choice("system", "model", ["model", "copy"], "seq2seq: copy scores the sources themselves")
     define.text("samples", None, "seq2seq: score the per-example file (.examples.jsonl) of an earlier evaluation")
     define.config("seq2seq: recipe whose data --system=copy reads", argv)

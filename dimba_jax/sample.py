@@ -8,11 +8,14 @@
 A model of pairs answers the prompt. A model of running text goes on with it up to --length tokens, or fills its
 gaps: [[12]] is one of 12 tokens; --prompt="" starts from nothing. A line of the input is a JSON object whose key
 `src` is the prompt; the same object is written to the output with its texts under `samples` and the calls of the
-network that each took under `network_calls`. Sampling options that are not given come from the checkpoint's config.
+network that each took under `network_calls`. A file beside the output (out.run.json) says what it was made with:
+checkpoint, settings, seed, versions, devices, commit and command. Sampling options that are not given come from the
+checkpoint's config.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -25,7 +28,8 @@ from absl import flags
 
 from dimba_jax import commandline
 from dimba_jax.config import ConfigError, RunConfig, SamplingConfig
-from dimba_jax.data.examples import DataError
+from dimba_jax.data.examples import DataError, check_text, parse_json, read_lines
+from dimba_jax.environment import of_checkpoint
 from dimba_jax.files import write_whole
 
 STAGES = 6  # of a trajectory
@@ -34,7 +38,8 @@ STAGES = 6  # of a trajectory
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     logging.basicConfig(format="sample: %(message)s", level=logging.WARNING)
-    return commandline.run("sample", __doc__, _parse, _run, argv)
+    argv = sys.argv if argv is None else argv
+    return commandline.run("sample", __doc__, _parse, lambda options: _run(options, argv), argv)
 
 
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
@@ -47,7 +52,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.integer(
         "length", None, "running text: tokens of a text, the prompt's counted; a training row's unless given"
     )
-    define.integer("seed", 0, "seed of the draws")
+    define.seed(0, "seed of the draws")
     define.boolean("show_trajectory", False, "print the stages from noise or masks to text; with --prompt")
     define.sampling()
     options = define.parse(argv)
@@ -64,9 +69,13 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     return options
 
 
-def _run(options: flags.FlagValues) -> None:
-    rows = {"--prompt": {"src": options.prompt}} if options.prompt is not None else _read(Path(options.input))
-    output = None if options.output is None else commandline.output_file(options.output)
+def _run(options: flags.FlagValues, command: Sequence[str]) -> None:
+    if options.prompt is not None:
+        check_text(options.prompt, "--prompt")
+        rows = {"--prompt": {"src": options.prompt}}
+    else:
+        rows = _read(Path(options.input))
+    output = None if options.output is None else commandline.output_file(options.output, reads=[options.input])
 
     from dimba_jax.sampling.generate import complete, generate  # here: --help and wrong options need no JAX
     from dimba_jax.sampling.load import load
@@ -93,7 +102,12 @@ def _run(options: flags.FlagValues) -> None:
         json.dumps(row | {"samples": list(of.texts), "network_calls": of.network_calls}, ensure_ascii=False)
         for row, of in zip(rows.values(), found, strict=True)
     ]
-    write_whole({output: "".join(line + "\n" for line in lines)})
+    made = of_checkpoint(command, model.config, options.checkpoint, model.step)
+    made |= {"seed": options.seed, "length": options.length, "sampling": dataclasses.asdict(settings)}
+    write_whole({
+        output: "".join(line + "\n" for line in lines),
+        output.with_name(f"{output.stem}.run.json"): json.dumps(made, indent=2, ensure_ascii=False) + "\n",
+    })  # fmt: skip
 
 
 def _stages(config: RunConfig, settings: SamplingConfig, length: int | None) -> int:
@@ -121,19 +135,13 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"--input={path}: there is no such file")
     rows = {}
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:  # bad JSON or bad UTF-8
-                raise DataError(f"{path}:{number}: not JSON ({error})") from None
-            if not isinstance(row, dict) or not isinstance(row.get("src"), str):
-                raise DataError(f'{path}:{number}: expected an object with a text under "src"')
-            rows[f'{path}:{number}: "src"'] = row
-    if not rows:
-        raise DataError(f"{path} holds no prompts: expected a JSON object with the key src on each line")
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        row = parse_json(line, f"{path}:{number}")
+        if not isinstance(row, dict) or not isinstance(row.get("src"), str):
+            raise DataError(f'{path}:{number}: expected an object with a text under "src"')
+        rows[f'{path}:{number}: "src"'] = row
     return rows
 
 

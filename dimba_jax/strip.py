@@ -18,6 +18,7 @@ from absl import flags
 
 from dimba_jax import commandline
 from dimba_jax.config import ConfigError
+from dimba_jax.data.examples import check_text
 
 if TYPE_CHECKING:
     from dimba_jax.sampling.load import LoadedModel
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: flags.FlagValues) -> None:
     output = commandline.output_file(options.output, suffix=".png")
+    check_text(options.prompt or "", "--prompt")
 
     from dimba_jax.data.sources import load_split
     from dimba_jax.sampling.load import load
@@ -74,7 +76,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.text("output", None, "the PNG file to write")
     define.text("prompt", None, "the prompt; the first of the test split, or none for running text, unless given")
     define.integer("stages", STAGES, "stages to show")
-    define.integer("seed", 0, "seed of the noise")
+    define.seed(0, "seed of the noise")
     options = define.parse(argv)
     if options.help:
         return options

@@ -1,6 +1,6 @@
 """Trains a model from a recipe.
 
-    python -m dimba_jax.train --config=configs/qqp.py --workdir=W [--config.data.path=DIR] [--config.KEY=VALUE …]
+    python -m dimba_jax.train --config=configs/qqp.py --workdir=W [--seed=N] [--config.data.path=DIR] [--config.KEY=…]
 
 Started again with the same workdir it goes on from the latest checkpoint. SIGTERM and Ctrl-C save and
 stop. A recipe takes an argument behind a colon: --config=configs/qqp.py:smoke.
@@ -12,6 +12,7 @@ Kubernetes, TPU pods); where it knows no cluster, say who they are: --coordinato
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,13 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: flags.FlagValues, command: Sequence[str]) -> int:
     config = from_config_dict(options.config)
+    if options.seed is not None:
+        config = dataclasses.replace(config, seed=options.seed)
+    workdir = commandline.workdir(options.workdir)
 
     # only now, so that a mistyped flag is answered at once
     from dimba_jax import distributed
     from dimba_jax.training.loop import train
 
     distributed.initialize(**commandline.given_distributed(options))
-    outcome = train(config, options.workdir, command=command)
+    outcome = train(config, workdir, command=command)
     return 130 if outcome.interrupted == signal.SIGINT else 0
 
 
@@ -45,6 +49,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.config("recipe, as in configs/qqp.py:smoke", argv)
     define.text("workdir", None, "folder for checkpoints and logs")
     define.distributed()
+    define.seed(None, "seed of all that is drawn, in place of config.seed")
     options = define.parse(argv)
     if options.help:
         return options

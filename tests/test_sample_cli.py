@@ -68,7 +68,10 @@ def test_file_to_file(workdir, tmp_path, capsys):
     assert found == [row | {"samples": ["kkkkk"] * 2, "network_calls": 2} for row in rows]
     shown = capsys.readouterr()
     assert shown.out == "" and "sampling" in shown.err
-    assert [path.name for path in tmp_path.iterdir()] in (["in.jsonl", "out.jsonl"], ["out.jsonl", "in.jsonl"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.run.json"]
+    made = json.loads((tmp_path / "out.run.json").read_text(encoding="utf-8"))
+    assert (made["step"], made["seed"], made["sampling"]["steps"]) == (1, 0, 2)
+    assert from_config_dict(made["settings"]) == CONFIG and made["environment"]["command"][-1] == "--steps=2"
 
 
 @pytest.mark.parametrize(

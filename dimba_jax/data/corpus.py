@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dimba_jax.config import DataConfig, TextConfig
-from dimba_jax.data.examples import DataError, Split, named_files, read_text
+from dimba_jax.data.examples import DataError, Split, inside, named_files, read_text
 
 LIBRARY_BYTES = 4_000_000  # of the standard library, at most
 LIBRARY_FILE_BYTES = 200_000  # of one of its files: beyond it, tables and generated text
@@ -35,7 +35,7 @@ def load_texts(config: DataConfig, split: Split) -> list[str]:
         texts = [read_text(path).replace("\r\n", "\n") for path in library_files(config.text, split)]
     elif (folder := Path(config.path)).is_dir():
         names = {"train": config.train_files, "valid": (config.valid_file,), "test": (config.test_file,)}[split]
-        texts = [read_text(folder / name) for name in named_files(folder, names)]
+        texts = [read_text(inside(folder, name)) for name in named_files(folder, names)]
     else:
         texts = [part] if (part := _share(read_text(Path(config.path)), config.text, split)) else []
     if not texts:

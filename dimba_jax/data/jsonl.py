@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dimba_jax.data.examples import DataError, Example, named_files, read_lines
+from dimba_jax.data.examples import DataError, Example, inside, named_files, parse_json, read_lines
 
 _RANGE = re.compile(r"^(?P<name>.+?)\[(?P<start>-?\d*):(?P<stop>-?\d*)\]$")
 
@@ -58,15 +57,11 @@ def pair_of(record: Any, columns: tuple[str, str], where: str) -> tuple[str, tup
 
 def _read_file(folder: Path, spec: str, columns: tuple[str, str]) -> list[tuple[str, tuple[str, ...]]]:
     match = _RANGE.match(spec)
-    path = folder / (match["name"] if match else spec)
+    path = inside(folder, match["name"] if match else spec)
     pairs = []
     for number, line in read_lines(path):
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
-        pairs.append(pair_of(record, columns, where))
+        pairs.append(pair_of(parse_json(line, where), columns, where))
     if match is None:
         return pairs
     bounds = [int(text) if text else None for text in (match["start"], match["stop"])]

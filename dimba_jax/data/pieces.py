@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from dimba_jax.data.examples import DataError
+from dimba_jax.data.examples import DataError, check_text
 from dimba_jax.data.vocabulary import EOS, PAD, UNK, until_end
 
 _BLANK = "\u2581"  # how sentencepiece writes a blank; in a text, the character itself is spelt in bytes
@@ -41,15 +41,15 @@ class SentencePieceTokenizer:
         self.model = model
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise DataError(f"{name} is no sentencepiece model: {error}") from None
+            self.spelling = tuple(self._spell(id) for id in range(self.vocab_size))
+        except (RuntimeError, UnicodeDecodeError) as error:  # the latter also for what the former would say
+            raise DataError(f"{name} is no sentencepiece model: {' '.join(str(error).split())}") from None
         found = {"pad": self._pieces.pad_id(), "eos": self._pieces.eos_id(), "unk": self._pieces.unk_id()}
         if found != {"pad": PAD, "eos": EOS, "unk": UNK}:
             raise DataError(
                 f"{name} has the special ids {found}, expected pad {PAD}, eos {EOS}, unk {UNK}; "
                 "train it with --pad_id=0 --eos_id=1 --unk_id=2 --bos_id=-1, or leave config.tokenizer.model empty"
             )
-        self.spelling = tuple(self._spell(id) for id in range(self.vocab_size))
         byte_ids = {self.spelling[id]: id for id in range(self.vocab_size) if self._pieces.is_byte(id)}
         self._separators: dict[str, list[int]] = {}
         if len(byte_ids) == 256:
@@ -75,7 +75,7 @@ class SentencePieceTokenizer:
         return np.fromiter(itertools.chain.from_iterable(ids), np.int32, sum(map(len, ids)))
 
     def decode(self, ids: Sequence[int]) -> str:
-        kept = [id for id in until_end(ids) if id != PAD]
+        kept = [id for id in until_end(ids, self.vocab_size) if id != PAD]
         return self._text_of(kept) if self.lossless else self._pieces.decode(kept)
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +95,12 @@ class SentencePieceTokenizer:
         return out
 
     def _threaded(self, texts: list[str]) -> list[list[int]]:
-        return self._pieces.encode(texts, num_threads=os.cpu_count() or 1)
+        try:
+            return self._pieces.encode(texts, num_threads=os.cpu_count() or 1)
+        except (TypeError, UnicodeEncodeError):
+            for text in texts:
+                check_text(text, "a text")
+            raise
 
     def _text_of(self, ids: Sequence[int]) -> str:
         return b"".join(self.spelling[id] for id in ids).decode("utf-8", errors="replace")

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from dimba_jax.config import RunConfig
 from dimba_jax.data.corpus import load_texts
-from dimba_jax.data.examples import DataError
+from dimba_jax.data.examples import DataError, check_text, parse_json, read_text
 from dimba_jax.data.normalize import normalize
 from dimba_jax.data.pieces import SentencePieceTokenizer, train_sentencepiece
 from dimba_jax.data.sources import load_split
@@ -55,7 +55,7 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end token."""
+        """Ids of a text, without an end token; DataError for a text that has no UTF-8."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -67,7 +67,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text up to the first EOS; PAD is passed over."""
+        """The text up to the first EOS; PAD is passed over. DataError for an id that is none of the tokenizer's."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,17 +83,21 @@ class ByteTokenizer:
     spelling = (b"",) * SPECIALS + tuple(bytes([byte]) for byte in range(256))
 
     def encode(self, text: str) -> list[int]:
+        check_text(text, "a text")
         return [SPECIALS + byte for byte in text.encode("utf-8")]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
     def encode_document(self, text: str) -> Int[np.ndarray, " n"]:
+        check_text(text, "a text")
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + SPECIALS
 
     def decode(self, ids: Sequence[int]) -> str:
         """Bytes that form no UTF-8 (a model may well write them) become U+FFFD."""
-        return bytes(id - SPECIALS for id in until_end(ids) if id >= SPECIALS).decode("utf-8", errors="replace")
+        return bytes(id - SPECIALS for id in until_end(ids, self.vocab_size) if id >= SPECIALS).decode(
+            "utf-8", errors="replace"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "bytes"}
@@ -105,11 +109,16 @@ def tokenizer_from_dict(values: Mapping[str, Any]) -> Tokenizer:
     Raises:
       DataError: an unknown kind, or a model that cannot be read.
     """
-    if values.get("kind") == "bytes":
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind == "bytes":
         return ByteTokenizer()
-    if values.get("kind") == "sentencepiece":
-        return SentencePieceTokenizer(base64.b64decode(values["model"]), "the stored tokenizer")
-    raise DataError(f"tokenizer kind {values.get('kind')!r}: expected 'sentencepiece' or 'bytes'")
+    if kind != "sentencepiece":
+        raise DataError(f"the stored tokenizer is of kind {kind!r}: expected 'sentencepiece' or 'bytes'")
+    try:
+        model = base64.b64decode(values.get("model"), validate=True)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the stored tokenizer holds no model in base64 ({error}): take another checkpoint") from None
+    return SentencePieceTokenizer(model, "the stored tokenizer")
 
 
 def make_tokenizer(config: RunConfig, workdir: str | Path | None = None) -> Tokenizer:
@@ -134,7 +143,7 @@ def make_tokenizer(config: RunConfig, workdir: str | Path | None = None) -> Toke
     if wanted.lossless:
         origin["lossless"] = True
     if path.exists():
-        known = json.loads(origin_path.read_text(encoding="utf-8")) if origin_path.exists() else None
+        known = parse_json(read_text(origin_path), str(origin_path)) if origin_path.exists() else None
         if known != origin:
             raise DataError(
                 f"{path} was not trained on this training split with vocab_size={wanted.vocab_size} "
@@ -147,6 +156,22 @@ def make_tokenizer(config: RunConfig, workdir: str | Path | None = None) -> Toke
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole({origin_path: json.dumps(origin, indent=1).encode(), path: tokenizer.model})
     return tokenizer
+
+
+def check_kept(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """A run that goes on keeps its tokenizer: another one that the config names would be passed over in silence.
+
+    Raises:
+      DataError: the config names a model file, it is there, and it is another tokenizer.
+    """
+    path = Path(config.tokenizer.model)
+    if not config.tokenizer.model or not path.is_file() or not isinstance(tokenizer, SentencePieceTokenizer):
+        return
+    if path.read_bytes() != tokenizer.model:
+        raise DataError(
+            f"config.tokenizer.model={path} is not the tokenizer that this run began with, which its checkpoint "
+            "holds: leave it empty to go on, or choose a new workdir"
+        )
 
 
 def training_texts(config: RunConfig) -> list[str]:

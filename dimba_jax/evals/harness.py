@@ -51,7 +51,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.integer("num_fewshot", None, "examples in front of each question; the task's own number unless given")
     define.integer("limit", None, "only the first so many documents of each task", lower_bound=1)
     define.integer("draws", 128, "Monte-Carlo draws of a bound, for each continuation", lower_bound=1)
-    define.integer("seed", 0, "seed of the draws and of sampling")
+    define.seed(0, "seed of the draws and of sampling")
     define.text("output", None, "where to write the results (JSON)")
     define.sampling()
     options = define.parse(argv)

@@ -135,8 +135,8 @@ class HFJudge:
                 "or give the working directory of an autoregressive run"
             ) from None
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
         except (OSError, ValueError) as error:  # what transformers raises without a network or for a broken folder
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise JudgeError(

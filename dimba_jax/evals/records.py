@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dimba_jax.data.examples import DataError
+from dimba_jax.data.examples import DataError, parse_json, read_lines
 
 
 class SourceAndTargets(Protocol):
@@ -71,13 +71,9 @@ def read_records(path: str | Path) -> list[Record]:
 
     Raises:
       DataError: a line is no JSON object, lacks a field, holds a wrong type or another number of samples
-        than the first; or there is no line.
-      FileNotFoundError: there is no such file.
+        than the first; or the file is missing, empty or not UTF-8.
     """
-    with open(path, encoding="utf-8") as lines:
-        records = [_read_record(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
-    if not records:
-        raise DataError(f"{path} holds no row: expected one JSON object a line")
+    records = [_read_record(line, f"{path}:{number}") for number, line in read_lines(Path(path))]
     drawn = len(records[0].samples)
     for number, record in enumerate(records, 1):
         if len(record.samples) != drawn:
@@ -86,10 +82,7 @@ def read_records(path: str | Path) -> list[Record]:
 
 
 def _read_record(line: str, where: str) -> Record:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no valid JSON ({error})") from None
+    values = parse_json(line, where)
     if not isinstance(values, dict):
         raise DataError(f"{where}: expected a JSON object, got {type(values).__name__}")
     for name, kind in {"row": int, "source": str, "references": list, "samples": list}.items():

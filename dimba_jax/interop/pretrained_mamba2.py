@@ -63,8 +63,10 @@ def model_settings(directory: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"config.training.init_from={directory}: {path} cannot be read; give the folder of a Mamba-2 checkpoint"
         ) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is no valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no settings: expected a JSON object")
     settings = _of_state_spaces(values, path) if "ssm_cfg" in values else _of_transformers(values, path)
     return settings | {"pattern": ("mamba2",), "mlp_ratio": 0.0}
 

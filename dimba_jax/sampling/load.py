@@ -9,11 +9,13 @@ from typing import Any
 from flax import nnx
 from jaxtyping import PyTree
 
-from dimba_jax.checkpoint import Checkpoints
+from dimba_jax.checkpoint import CheckpointError, Checkpoints
 from dimba_jax.config import RunConfig, from_config_dict
+from dimba_jax.data.examples import DataError
 from dimba_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process
 from dimba_jax.diffusion.process import Process
+from dimba_jax.errors import ConfigError
 from dimba_jax.models.build import abstract_denoiser
 
 
@@ -37,9 +39,14 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
     """
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step() if step is None else step  # once: a run may be adding and removing steps
-        config = from_config_dict(checkpoints.read_config(step))
-        tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
-        graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)
+        try:
+            config = from_config_dict(checkpoints.read_config(step))
+            tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
+            graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)
+        except (ConfigError, DataError) as error:
+            raise CheckpointError(
+                f"{workdir} holds a checkpoint that this version of dimba_jax cannot use: {error}"
+            ) from error
         params = checkpoints.read_params(step, ema=config.sampling.ema if ema is None else ema, abstract=abstract)
         process = checkpoints.restore(step, {"process": make_process(config.process, tokenizer.vocab_size)})["process"]
         found = checkpoints.latest_step() if step is None else step

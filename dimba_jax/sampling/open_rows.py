@@ -80,8 +80,8 @@ def _encode(
     ids: list[int] = []
     free: list[bool] = []
     for known, size in zip(pieces[::2], [*pieces[1::2], "0"], strict=True):
-        if int(size) > MOST:
-            raise ConfigError(f"{name} has a gap of {size} tokens: at most {MOST:,} are written in one row")
+        if len(size.lstrip("0")) > len(str(MOST)) or int(size) > MOST - len(ids):
+            raise ConfigError(f"{name} has a gap of {size[:20]} tokens: at most {MOST:,} are written in one row")
         found = tokenizer.encode(normalize(known, config.normalize)) if known else []
         ids += found + [PAD] * int(size)
         free += [False] * len(found) + [True] * int(size)

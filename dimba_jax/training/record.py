@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from dimba_jax.config import ConfigError, RunConfig, to_dict
+from dimba_jax.config import ConfigError, RunConfig, from_config_dict, to_dict
+from dimba_jax.environment import environment
 
 RUN_FILE = "run.json"
-PACKAGES = ("dimba-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 # Settings that a run may change when it goes on: none of them alters what has been learned so far or what
 # the stored arrays mean. A group's name stands for all of it; paths because a workdir may move machines.
@@ -34,6 +29,7 @@ def check_unchanged(stored: Mapping[str, Any], config: RunConfig, workdir: Path)
     Raises:
       ConfigError: settings differ that must not; each is shown with both values.
     """
+    stored = to_dict(from_config_dict(stored))  # with the defaults of settings that an earlier version did not have
     before, now = _leaves(json.loads(json.dumps(stored))), _leaves(json.loads(json.dumps(to_dict(config))))
     differ = [
         f"config.{key}: {json.dumps(before.get(key))} in the checkpoint, {json.dumps(now.get(key))} now"
@@ -51,39 +47,10 @@ def write_run_file(workdir: Path, config: RunConfig, command: Sequence[str], fro
     """Writes run.json: the config, and for each start of the run when, how and where it ran."""
     path = workdir / RUN_FILE
     starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() and from_step else []
-    devices = jax.devices()
-    starts.append(
-        {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "from_step": from_step,
-            "command": list(command),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "versions": {name: _version(name) for name in PACKAGES},
-            "devices": {"kind": devices[0].device_kind, "count": len(devices), "processes": jax.process_count()},
-            "git_commit": git_commit(),
-        }
-    )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    starts.append({"time": now, "from_step": from_step} | environment(command))
     text = json.dumps({"name": config.name, "config": to_dict(config), "starts": starts}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout this code runs from; None for an installed package or without git."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _may_change(key: str) -> bool:

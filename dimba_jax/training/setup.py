@@ -18,7 +18,7 @@ from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.config import RunConfig, to_dict
 from dimba_jax.data.pipeline import train_iterator
 from dimba_jax.data.rows import Rows, encode_split
-from dimba_jax.data.tokenizers import Tokenizer, make_tokenizer, tokenizer_from_dict
+from dimba_jax.data.tokenizers import Tokenizer, check_kept, make_tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process, make_timestep_sampler
 from dimba_jax.models.build import abstract_denoiser, make_denoiser
 from dimba_jax.training.feed import Feed
@@ -76,6 +76,7 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     else:
         check_unchanged(checkpoints.read_config(step), config, workdir)
         tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
+        check_kept(config, tokenizer)
     # read before hours of training rather than after them
     valid_rows = encode_split(config.data, tokenizer, "valid")[0]
     source = train_iterator(config.data, tokenizer, rows, config.seed, jax.process_index(), jax.process_count())

@@ -190,7 +190,7 @@ def test_hub_that_cannot_be_reached(tmp_path, monkeypatch):
     def refuse(*_):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
     with pytest.raises(DataError, match="could not load dataset 'owner/name'.*no network"):
         hub.load_hub("owner/name", "train", ("src", "trg"))
 

@@ -158,7 +158,7 @@ GOOD = '{"row": 0, "source": "a", "references": ["b"], "samples": ["c"]}'
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("{", "no valid JSON"),
+        ("{", "not JSON"),
         ("[]", "expected a JSON object, got list"),
         ('{"row": 0, "source": "a", "references": ["b"]}', "has no 'samples'"),
         (GOOD.replace('"a"', "3"), "'source' is 3: expected str"),

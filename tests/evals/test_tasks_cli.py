@@ -39,7 +39,11 @@ def test_likelihood_of_files(make_config, make_model, save_model, data, files, t
     assert [text["name"] for text in report["texts"]] == [str(path) for path in files]
     assert [text["bytes"] for text in report["texts"]] == [len(TEXT), 3 * len(TEXT)]
     assert (report["value"], report["draws"], report["seed"]) == ("bound", 2, 4)
-    assert report["metadata"] == {"config": "dimba", "checkpoint": str(workdir), "step": 7}
+    metadata = report["metadata"]
+    assert {name: metadata[name] for name in ("config", "checkpoint", "step")} == {
+        "config": "dimba", "checkpoint": str(workdir), "step": 7,
+    }  # fmt: skip
+    assert metadata["environment"]["command"][1:3] == command and metadata["settings"]["data"]["source"] == "text"
     assert report["training_unigram"] == "given"
     first = report["texts"][0]
     assert first["model"][0]["bits_per_byte_se"] > 0 and first["baselines"]["gzip"]["bits_per_byte"] > 0

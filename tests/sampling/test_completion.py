@@ -97,6 +97,8 @@ def test_padded_rows_with_gaps_end_as_in_training():
         ([""], 0, "length=0"),
         (["a[[2]]"], 5, "length=5: a text with gaps has its own length"),
         (["a[[99999999999]]"], None, "a gap of 99999999999 tokens"),
+        ([f"a[[{'9' * 5000}]]"], None, "a gap of 99999999999999999999 tokens: at most 1,048,576 are written"),
+        (["[[1000000]]" * 9], None, "a gap of 1000000 tokens: at most 1,048,576 are written in one row"),
     ],
 )
 def test_texts_must_leave_something_open(texts, length, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -11,6 +12,7 @@ from absl import flags
 from dimba_jax import commandline
 from dimba_jax.config import ConfigError
 from dimba_jax.data.examples import Split
+from dimba_jax.environment import of_checkpoint
 from dimba_jax.files import write_whole
 
 SPLIT: Split = "valid"  # of the real texts, unless another is given
@@ -30,7 +32,7 @@ def check(options: flags.FlagValues) -> None:
         raise flags.Error("--num_samples is of prompts, and texts are drawn without one: give --num_texts")
 
 
-def run(options: flags.FlagValues) -> dict[str, Any]:
+def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
     """Draws texts, scores them, prints the table and writes both files; returns the report.
 
     Raises:
@@ -70,8 +72,7 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
         tokenizer=model.tokenizer,
         mauve=mauve,
         split=split,
-        metadata={
-            "config": config.name, "checkpoint": str(options.checkpoint), "step": int(model.step),
+        metadata=of_checkpoint(command, config, options.checkpoint, model.step) | {
             "seed": options.seed, "length": options.length, "sampling": dataclasses.asdict(settings),
             "network_calls": max(int(one.network_calls) for one in drawn),
         },

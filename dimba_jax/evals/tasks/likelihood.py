@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from dimba_jax import commandline
 from dimba_jax.data.examples import Split
+from dimba_jax.environment import of_checkpoint
 from dimba_jax.files import write_whole
 
 SPLIT: Split = "valid"  # unless another is given
@@ -34,13 +36,13 @@ def check(options: flags.FlagValues) -> None:
         raise flags.Error(f"--block_sizes={','.join(options.block_sizes)}: expected numbers of positions, as in 1,4,16")
 
 
-def run(options: flags.FlagValues) -> dict[str, Any]:
+def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
     """Scores the texts, prints the table and writes the report, if there is an output; returns it.
 
     Raises:
       ConfigError, DataError, FileNotFoundError: what the user can mend, with a message that says how.
     """
-    output = None if options.output is None else commandline.output_file(options.output)
+    output = None if options.output is None else commandline.output_file(options.output, reads=options.input or ())
 
     from dimba_jax.evals import likelihood  # here: wrong options need no JAX
     from dimba_jax.evals.report import report_json
@@ -67,7 +69,7 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
         training=(
             likelihood.training_frequencies(data, tokenizer) if options.training_unigram else "--notraining_unigram"
         ),
-        metadata={"config": config.name, "checkpoint": str(options.checkpoint), "step": int(model.step)},
+        metadata=of_checkpoint(command, config, options.checkpoint, model.step),
         show_progress=True,
     )
     if output is not None:

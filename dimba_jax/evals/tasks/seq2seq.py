@@ -10,9 +10,10 @@ from typing import Any
 from absl import flags
 
 from dimba_jax import commandline
-from dimba_jax.config import ConfigError, DataConfig, RunConfig, SamplingConfig, from_config_dict
+from dimba_jax.config import ConfigError, DataConfig, RunConfig, SamplingConfig, from_config_dict, to_dict
 from dimba_jax.data.examples import DataError, Example, Split
 from dimba_jax.data.sources import load_split
+from dimba_jax.environment import environment, of_checkpoint
 from dimba_jax.evals.bertscore import load_bertscore
 from dimba_jax.evals.records import Record, make_records, read_records
 from dimba_jax.evals.report import ScoredRow, make_report, report_json, score_rows
@@ -47,22 +48,24 @@ def check(options: flags.FlagValues) -> None:
             raise flags.Error(f"--{idle[0]} only has a meaning with --checkpoint")
 
 
-def run(options: flags.FlagValues) -> dict[str, Any]:
+def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
     """Generates or reads outputs, scores them, prints the table and writes both files; returns the report.
 
     Raises:
       ConfigError, DataError, FileNotFoundError: what the user can mend, with a message that says how.
     """
     output = commandline.output_file(options.output)
+    if options.samples is not None:
+        _check_kept(output, options.samples)
     sizes = _mbr_sizes(options.mbr)
     split: Split = options.split or SPLIT
     bertscore = load_bertscore() if options.bertscore else None  # before hours of sampling
     if options.checkpoint is not None:
-        records, metadata = _from_checkpoint(options, split, sizes)
+        records, metadata = _from_checkpoint(options, split, sizes, command)
     elif options.samples is not None:
-        records, metadata = _from_samples(options, sizes)
+        records, metadata = _from_samples(options, sizes, command)
     else:
-        records, metadata = _from_copy(options, split)
+        records, metadata = _from_copy(options, split, command)
     rows = score_rows(records, sizes, bertscore=bertscore, show_progress=True)
     report = make_report(rows, split, metadata)
     _write(report, rows, output)
@@ -75,28 +78,46 @@ def with_data_path(config: RunConfig, path: str | None) -> RunConfig:
     return config if path is None else dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
 
 
+def _examples(output: Path) -> Path:
+    """The per-example file beside a report."""
+    return output.with_name(f"{output.stem}.examples.jsonl")
+
+
+def _check_kept(output: Path, samples: str) -> None:
+    """Scoring again must not replace what it scores, perhaps with fewer rows."""
+    if Path(samples).resolve() in (output.resolve(), _examples(output).resolve()):
+        raise ConfigError(
+            f"--output={output} would replace {samples}, which is read: its examples go to {_examples(output)}; "
+            "name another file"
+        )
+
+
 def _mbr_sizes(texts: Sequence[str]) -> list[int]:
     if not texts or not all(text.isdecimal() and int(text) >= 1 for text in texts):
         raise ConfigError(f"--mbr={','.join(texts)}: expected numbers of samples from 1 on, as in 1,3,10")
     return [int(text) for text in texts]
 
 
-def _from_copy(options: flags.FlagValues, split: Split) -> tuple[list[Record], dict[str, Any]]:
+def _from_copy(options: flags.FlagValues, split: Split, command: Sequence[str]) -> tuple[list[Record], dict[str, Any]]:
     config = with_data_path(from_config_dict(options.config), options.data_path)
     examples = load_split(config.data, split)[: options.limit]
-    return make_records(examples, None, _training_texts(config.data, options, split)), {"config": config.name}
+    records = make_records(examples, None, _training_texts(config.data, options, split))
+    made = {"config": config.name, "settings": to_dict(config), "environment": environment(command, devices=False)}
+    return records, made
 
 
-def _from_samples(options: flags.FlagValues, sizes: Sequence[int]) -> tuple[list[Record], dict[str, Any]]:
+def _from_samples(
+    options: flags.FlagValues, sizes: Sequence[int], command: Sequence[str]
+) -> tuple[list[Record], dict[str, Any]]:
     records = read_records(options.samples)[: options.limit]
     drawn = len(records[0].samples)
     if 0 < drawn < max(sizes):  # none at all: the file of a copy baseline
         raise ConfigError(f"--mbr={max(sizes)} needs as many samples a row; {options.samples} has {drawn}")
-    return records, {"samples": options.samples}
+    return records, {"samples": options.samples, "environment": environment(command, devices=False)}
 
 
 def _from_checkpoint(
-    options: flags.FlagValues, split: Split, sizes: Sequence[int]
+    options: flags.FlagValues, split: Split, sizes: Sequence[int], command: Sequence[str]
 ) -> tuple[list[Record], dict[str, Any]]:
     from dimba_jax.sampling.generate import generate  # here: wrong options and the copy baseline need no JAX
     from dimba_jax.sampling.load import load
@@ -116,10 +137,8 @@ def _from_checkpoint(
         dataclasses.replace(record, network_calls=int(generation.network_calls))
         for record, generation in zip(records, generations, strict=True)
     ]
-    metadata = {
-        "config": config.name, "checkpoint": str(options.checkpoint), "step": int(model.step),
-        "seed": options.seed, "sampling": dataclasses.asdict(settings),
-    }  # fmt: skip
+    metadata = of_checkpoint(command, config, options.checkpoint, model.step)
+    metadata |= {"seed": options.seed, "sampling": dataclasses.asdict(settings)}
     return records, metadata
 
 
@@ -149,7 +168,7 @@ def _training_texts(data: DataConfig, options: flags.FlagValues, split: Split) -
 def _write(report: dict[str, Any], rows: Sequence[ScoredRow], output: Path) -> None:
     """Writes the report and, beside it, a line for each example."""
     texts = {
-        output.with_name(f"{output.stem}.examples.jsonl"): "".join(row.to_line() + "\n" for row in rows),
+        _examples(output): "".join(row.to_line() + "\n" for row in rows),
         output: report_json(report),
     }
     write_whole(texts)

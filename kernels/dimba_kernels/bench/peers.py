@@ -159,7 +159,7 @@ def timed(go: Callable[[], Any]) -> dict[str, Any]:
 def check(job: dict[str, Any], peer: tuple, run: Callable[[Tensors], torch.Tensor]) -> dict[str, float]:
     """Relative differences to our outputs and gradients on the same inputs."""
     swapped, dtype = peer[4], getattr(torch, job["dtype"])
-    with np.load(job["check"]) as data:
+    with np.load(job["check"], allow_pickle=False) as data:
         arrays = {name: torch.from_numpy(data[name]).cuda() for name in data.files}
 
     def ours(name: str, value: torch.Tensor) -> torch.Tensor:
