@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from dimba_kernels.dispatch import target_platform
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
@@ -132,7 +133,11 @@ class Masked:
 def log_loss(logits: Float[Array, "b l v"], tokens: Int[Array, "b l"]) -> Float[Array, "b l"]:
     """-log p(token) in nats, float32."""
     logits = logits.astype(jnp.float32)
-    own = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    if target_platform() == "cpu":
+        own = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    else:  # a gather's gradient is a scatter into an array of zeros, which accelerators do not fuse with the softmax's
+        place = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, logits.ndim - 1)
+        own = jnp.sum(jnp.where(place == tokens[..., None], logits, 0.0), axis=-1)
     return jax.nn.logsumexp(logits, axis=-1) - own
 
 

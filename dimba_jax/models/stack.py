@@ -164,11 +164,17 @@ def _rematerialised(run: Callable[..., Any], remat: str, *, scanned: bool) -> Ca
         "full": None,
         "dots": policies.dots_with_no_batch_dims_saveable,
         "kernels": policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(SAVED)
+            policies.dots_with_no_batch_dims_saveable,
+            policies.save_from_both_policies(policies.save_only_these_names(SAVED), _flash_attention_saveable),
         ),
     }[remat]
     # inside a scan XLA cannot undo the recomputation, so that the guard against it only costs
     return jax.checkpoint(run, policy=policy, prevent_cse=not scanned)
+
+
+def _flash_attention_saveable(primitive: Any, *_: Any, **__: Any) -> bool:
+    """cuDNN's forward pass, whose result and softmax statistics its backward pass takes."""
+    return str(primitive).startswith("dot_product_attention_fwd")
 
 
 def _unstack(stacked: PyTree, repeats: int) -> list[PyTree]:
