@@ -1,13 +1,15 @@
 """Checkpoints: the training state, the data iterator, the config and the tokenizer together, one folder a step.
 
-Layout below a workdir: `checkpoints/<step>/{params,ema,…}` (arrays, orbax) and `{data,config,tokenizer,arrays}`
-(JSON; the last lists names and shapes). orbax writes into a temporary folder and renames it, so a step that
-exists is whole.
+Layout below a workdir: `checkpoints/<step>/{params,ema,…}` (arrays, orbax), `{data,config,tokenizer,arrays}`
+(JSON; the last lists names and shapes) and `digests.json`. orbax writes into a temporary folder and renames it, with
+the digests in it, so a step that exists was whole; what is read is held against the digests first, so it still is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import shutil
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,17 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import PyTree
 
+from dimba_jax import digests, parallel
 from dimba_jax.errors import UserError
+from dimba_jax.progress import announce
 
 FOLDER = "checkpoints"
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
+DAMAGED = "damaged"  # beside it: steps that a run found damaged, until it has written them anew
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that does not fit what it is read into."""
+    """A checkpoint that cannot be written, is damaged, or does not fit what it is read into."""
 
 
 class Checkpoints:
@@ -35,12 +41,21 @@ class Checkpoints:
         self.folder = Path(workdir).absolute() / FOLDER
         self._keep = keep
         self._open: ocp.CheckpointManager | None = None
+        self._writing: int | None = None  # the step that is being written
+        self._first_save = True
+        self._whole: dict[int, set[str | None]] = {}  # the parts of steps that were held against their digests
+        self._said: set[int] = set()  # steps that were spoken of
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as error:
+            if kind is None:
+                raise
+            announce(f"besides: {error}")  # what ended the run goes on as it was raised
 
     def save(
         self,
@@ -55,6 +70,9 @@ class Checkpoints:
 
         `state` holds the parts of the training state by name, "params" and "ema" among them;
         `data_state`, `config` and `tokenizer` are JSON-able.
+
+        Raises:
+          CheckpointError: this or the step before could not be written.
         """
         if step == self.latest_step():
             return
@@ -66,11 +84,89 @@ class Checkpoints:
             "config": ocp.args.JsonSave(dict(config)),
             "tokenizer": ocp.args.JsonSave(dict(tokenizer)),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        self.wait()
+        if self._first_save and jax.process_index() == 0:
+            for leftover in self.folder.glob(f"*{_UNFINISHED}*"):  # of a run that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+        self._first_save, self._writing = False, step
+        self._whole.pop(step, None)
+        if not self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items))):
+            raise CheckpointError(f"{self.folder} has a step after {step}, {self.latest_step()}: choose a new workdir")
 
     def latest_step(self) -> int | None:
-        """The last whole step, or None."""
+        """The last step there is, damaged or not, or None."""
         return self._manager.latest_step() if self.folder.is_dir() else None
+
+    def whole_step(self, step: int | None = None, parts: Collection[str] | None = None) -> int | None:
+        """`step`, or else the latest one, if its files are as they were written; None if there is no step at all.
+
+        Where the latest is damaged the one before it is taken, and that is said. `parts` are those that will be read
+        (None: all). A step without digests, of an earlier version, is taken unchecked, and that is said too.
+
+        Raises:
+          FileNotFoundError: there is no such step.
+          CheckpointError: `step`, or every step, is damaged.
+        """
+        self.wait()
+        found = sorted(self._manager.all_steps(), reverse=True) if self.folder.is_dir() else []
+        if step is not None and found:
+            if step not in found:
+                shown = ", ".join(map(str, reversed(found)))
+                raise FileNotFoundError(f"{self.folder.parent} has no step {step}; it has {shown}")
+            found = [step]
+        damaged: dict[int, str] = {}
+        for one in found:
+            wrong = self._damage(one, parts)
+            if wrong is None:
+                for other in sorted(damaged.keys() - self._said):
+                    announce(f"{self.folder / str(other)} is damaged ({damaged[other]}): step {one} is used instead")
+                self._said |= damaged.keys()
+                return one
+            damaged[one] = wrong
+        if step is not None and damaged:
+            raise CheckpointError(
+                f"{self.folder / str(step)} is damaged: {damaged[step]}; leave --step out, or choose another"
+            )
+        if damaged:
+            what = "; ".join(f"{self.folder / str(one)}: {wrong}" for one, wrong in damaged.items())
+            raise CheckpointError(
+                f"every checkpoint of {self.folder.parent} is damaged, so nothing can go on from it: "
+                f"{what}. Put one back from a copy, or choose a new workdir"
+            )
+        return None
+
+    def resolve(self, step: int | None, parts: Collection[str]) -> int:
+        """The step to read these parts from: `whole_step`, where there is one.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint, or no such step.
+          CheckpointError: as `whole_step`.
+        """
+        step = self.whole_step(step, parts)
+        if step is None:
+            raise FileNotFoundError(
+                f"{self.folder.parent} holds no checkpoint: train one with "
+                f"python -m dimba_jax.train --config=… --workdir={self.folder.parent}"
+            )
+        return step
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves the steps after this one, which were found damaged, out of the way: a run writes them anew.
+
+        They lie in `damaged` beside the others until that has been done.
+        """
+        later = [one for one in self._manager.all_steps() if one > step]
+        if not later:
+            return
+        self.close()
+        parallel.gather_json(later)  # all processes have looked
+        if jax.process_index() == 0:
+            aside = self.folder.parent / DAMAGED
+            aside.mkdir(exist_ok=True)
+            for one in later:
+                shutil.rmtree(aside / str(one), ignore_errors=True)
+                (self.folder / str(one)).rename(aside / str(one))
+        parallel.gather_json(later)
 
     def restore(self, step: int | None, target: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """The parts of the state named in `target`, whose leaves give shape, dtype and sharding.
@@ -81,8 +177,8 @@ class Checkpoints:
           FileNotFoundError: no such checkpoint.
           CheckpointError: the arrays on disk have other names, shapes or dtypes.
         """
-        step = self._resolve(step)
         wanted = {name: flat for name, part in target.items() if (flat := _flat(part))}
+        step = self.resolve(step, {"arrays", *wanted})
         self._check(step, wanted)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(_placed(part)) for name, part in wanted.items()})
         found = self._manager.restore(step, args=args) if wanted else {}  # orbax warns where nothing is wanted
@@ -115,39 +211,105 @@ class Checkpoints:
         return self._read_json("data", step)["state"]
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk; raises what went wrong while writing."""
-        if self._open is not None:
-            self._open.wait_until_finished()
+        """Waits until what was saved is on disk.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        if self._open is None:
+            return
+        self._guarded(self._open.wait_until_finished)
+        written, self._writing = self._writing, None
+        if written is not None and jax.process_index() == 0:
+            self._forget_damaged(written)
+
+    def raise_failure(self) -> None:
+        """Raises CheckpointError if a write has failed; waits for none, so it may be asked at any time.
+
+        Several processes learn of it together, when the next step is saved or this is closed.
+        """
+        if self._writing is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def close(self) -> None:
         if self._open is not None:
-            self._open.wait_until_finished()
-            self._open.close()
-            self._open = None
+            try:
+                self.wait()
+            finally:
+                self._open.close()
+                self._open = None
+                logging.getLogger("absl").removeFilter(_told_once)
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._open is None:
+            logging.getLogger("absl").addFilter(_told_once)
             self._open = ocp.CheckpointManager(
-                self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep,
+                    create=True,
+                    lightweight_initialize=True,  # it would read files that may be damaged
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                ),
             )
         return self._open
 
-    def _resolve(self, step: int | None) -> int:
-        found = self._manager.all_steps() if self.folder.is_dir() else []
-        if not found:
-            raise FileNotFoundError(
-                f"{self.folder.parent} holds no checkpoint: train one with "
-                f"python -m dimba_jax.train --config=… --workdir={self.folder.parent}"
-            )
-        if step is None:
-            return max(found)
-        if step not in found:
-            raise FileNotFoundError(f"{self.folder.parent} has no step {step}; it has {', '.join(map(str, found))}")
-        return step
+    def _write_digests(self) -> None:
+        """Called by orbax in the first process, when all files are written and before the folder is renamed."""
+        unfinished = sorted(self.folder.glob(f"{self._writing}{_UNFINISHED}*"))
+        if len(unfinished) != 1:
+            raise RuntimeError(f"expected one unfinished step {self._writing}, found {unfinished}")
+        digests.write_digests(unfinished[0])
+
+    def _guarded(self, write: Callable[[], Any]) -> Any:
+        try:
+            return write()
+        except Exception as error:
+            step, self._writing = self._writing, None
+            if jax.process_index() == 0:
+                for unfinished in self.folder.glob(
+                    f"{step}{_UNFINISHED}*"
+                ):  # it takes room that may be what is missing
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            last = self.latest_step()
+            left = "there is none from before" if last is None else f"step {last} is the last whole one"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written below {self.folder} ({reason[:300]}); {left}. "
+                "Make room or mend the disk, and start again"
+            ) from error
+
+    def _forget_damaged(self, written: int) -> None:
+        aside = self.folder.parent / DAMAGED
+        if not aside.is_dir():
+            return
+        for path in aside.iterdir():
+            if path.name.isdigit() and int(path.name) <= written:
+                shutil.rmtree(path, ignore_errors=True)
+        if not any(aside.iterdir()):
+            aside.rmdir()
+
+    def _damage(self, step: int, parts: Collection[str] | None) -> str | None:
+        whole = self._whole.setdefault(step, set())
+        if None in whole or (parts is not None and whole.issuperset(parts)):
+            return None
+        folder = self.folder / str(step)
+        try:
+            wrong = digests.damage(folder, parts)
+        except FileNotFoundError:
+            if not folder.is_dir():
+                return "it is gone: a run may have removed it meanwhile"
+            wrong = None
+            if step not in self._said:
+                announce(f"{folder} has no {digests.FILE}, as it was written by an earlier version: it is not checked")
+                self._said.add(step)
+        if wrong is None:
+            whole.update([None] if parts is None else parts)
+        return wrong
 
     def _read_json(self, name: str, step: int | None) -> dict[str, Any]:
-        step = self._resolve(step)  # before the manager, which creates the folder, is asked for
+        step = self.resolve(step, {name})  # before the manager, which creates the folder, is asked for
         return self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.JsonRestore()}))[name]
 
     def _check(self, step: int, wanted: Mapping[str, dict[str, Any]]) -> None:
@@ -165,6 +327,11 @@ class Checkpoints:
                     f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ): "
                     "use the config it was trained with\n  " + "\n  ".join(lines)
                 )
+
+
+def _told_once(record: logging.LogRecord) -> bool:
+    """Drops the tracebacks that orbax logs of a failed write: its error is raised, too."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _placed(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -14,6 +14,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupt:
     """While open, the first SIGTERM or SIGINT sets `signal`; a second one acts as it would without this.
 
+    Python hears a signal when a call of XLA's compiler has returned.
+
     Of several processes each may be told at another moment, so there JAX's own preemption notice, which
     agrees on a step, is asked instead and SIGTERM is left to it.
     """
@@ -30,6 +32,10 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+
+    def early(self) -> bool:
+        """Whether the run is to stop before its first step. Several processes are asked after that, together."""
+        return jax.process_count() == 1 and self.signal is not None
 
     def requested(self, step: int) -> bool:
         """Whether the run is to save and stop after this step."""
