@@ -99,10 +99,11 @@ def test_a_mesh_skips_together(configs, batches, parts, base_key, monkeypatch):
     batch = batches()
     batch["tokens"][:, 0] = 10
     with split_kernels(mesh):
-        state, report = step(jax.device_put(tiny.state, where), shard_batch(mesh, batch), base_key)
+        before = jax.device_get(tiny.state)  # a copy: a step donates its argument
+        state, report = step(jax.device_put(before, where), shard_batch(mesh, batch), base_key)
     assert report.row_loss.sharding.is_fully_replicated and not np.isfinite(report.row_loss).any()
     for name in ("params", "ema", "opt_state"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(tiny.state, name))
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
 
 
 @pytest.fixture
@@ -182,9 +183,7 @@ def test_too_many_in_a_row_end_the_run(run_config, tmp_path):
     assert INCIDENTS_FILE in message and "the last checkpoint is of step 1" in message and "\n" not in message
     incidents = lines_of(tmp_path / "run" / INCIDENTS_FILE)
     assert [line["step"] for line in incidents] == [2, 3, 4] and [line["in_a_row"] for line in incidents] == [1, 2, 3]
-    assert sorted(sum((line["rows"] for line in incidents[1:]), [])) == sorted(
-        {*incidents[1]["rows"], *incidents[2]["rows"]}
-    )
+    assert all(len(set(line["rows"])) == 5 for line in incidents)
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.latest_step() == 1  # none of the steps that were skipped
 
