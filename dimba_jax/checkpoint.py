@@ -8,7 +8,6 @@ the digests in it, so a step that exists was whole; what is read is held against
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import PyTree
 
-from dimba_jax import digests, parallel
+from dimba_jax import digests, leftovers, parallel
 from dimba_jax.errors import UserError
+from dimba_jax.leaves import differences, flat_parts, placed, shapes, unflat
 from dimba_jax.progress import announce
 
 FOLDER = "checkpoints"
-_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
-DAMAGED = "damaged"  # beside it: steps that a run found damaged, until it has written them anew
 
 
 class CheckpointError(UserError, ValueError):
@@ -32,10 +30,7 @@ class CheckpointError(UserError, ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; `keep` is how many of the latest stay on disk.
-
-    Close it (it is a context manager) to wait for the last write.
-    """
+    """The checkpoints of one workdir, of which the latest `keep` stay; a context manager, as closing waits for a write."""
 
     def __init__(self, workdir: str | Path, keep: int = 2):
         self.folder = Path(workdir).absolute() / FOLDER
@@ -76,18 +71,17 @@ class Checkpoints:
         """
         if step == self.latest_step():
             return
-        parts = {name: flat for name, part in state.items() if (flat := _flat(part))}
-        items = {name: ocp.args.StandardSave(flat) for name, flat in parts.items()}
+        parts = flat_parts(state)
+        items = {name: ocp.args.StandardSave(leaves) for name, leaves in parts.items()}
         items |= {
-            "arrays": ocp.args.JsonSave({name: _shapes(flat) for name, flat in parts.items()}),
+            "arrays": ocp.args.JsonSave({name: shapes(leaves) for name, leaves in parts.items()}),
             "data": ocp.args.JsonSave({"state": data_state}),
             "config": ocp.args.JsonSave(dict(config)),
             "tokenizer": ocp.args.JsonSave(dict(tokenizer)),
         }
         self.wait()
         if self._first_save and jax.process_index() == 0:
-            for leftover in self.folder.glob(f"*{_UNFINISHED}*"):  # of a run that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
+            leftovers.clear_unfinished(self.folder)  # of a run that was killed
         self._first_save, self._writing = False, step
         self._whole.pop(step, None)
         if not self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items))):
@@ -124,15 +118,12 @@ class Checkpoints:
                 return one
             damaged[one] = wrong
         if step is not None and damaged:
-            raise CheckpointError(
-                f"{self.folder / str(step)} is damaged: {damaged[step]}; leave --step out, or choose another"
-            )
+            place = self.folder / str(step)
+            raise CheckpointError(f"{place} is damaged: {damaged[step]}; leave --step out, or choose another")
         if damaged:
             what = "; ".join(f"{self.folder / str(one)}: {wrong}" for one, wrong in damaged.items())
-            raise CheckpointError(
-                f"every checkpoint of {self.folder.parent} is damaged, so nothing can go on from it: "
-                f"{what}. Put one back from a copy, or choose a new workdir"
-            )
+            what = f"every checkpoint of {self.folder.parent} is damaged: {what}"
+            raise CheckpointError(f"{what}. Put one back from a copy, or choose a new workdir")
         return None
 
     def resolve(self, step: int | None, parts: Collection[str]) -> int:
@@ -144,10 +135,8 @@ class Checkpoints:
         """
         step = self.whole_step(step, parts)
         if step is None:
-            raise FileNotFoundError(
-                f"{self.folder.parent} holds no checkpoint: train one with "
-                f"python -m dimba_jax.train --config=… --workdir={self.folder.parent}"
-            )
+            command = f"python -m dimba_jax.train --config=… --workdir={self.folder.parent}"
+            raise FileNotFoundError(f"{self.folder.parent} holds no checkpoint: train one with {command}")
         return step
 
     def set_aside_after(self, step: int) -> None:
@@ -161,11 +150,7 @@ class Checkpoints:
         self.close()
         parallel.gather_json(later)  # all processes have looked
         if jax.process_index() == 0:
-            aside = self.folder.parent / DAMAGED
-            aside.mkdir(exist_ok=True)
-            for one in later:
-                shutil.rmtree(aside / str(one), ignore_errors=True)
-                (self.folder / str(one)).rename(aside / str(one))
+            leftovers.set_aside(self.folder, later)
         parallel.gather_json(later)
 
     def restore(self, step: int | None, target: Mapping[str, PyTree]) -> dict[str, PyTree]:
@@ -177,12 +162,12 @@ class Checkpoints:
           FileNotFoundError: no such checkpoint.
           CheckpointError: the arrays on disk have other names, shapes or dtypes.
         """
-        wanted = {name: flat for name, part in target.items() if (flat := _flat(part))}
+        wanted = flat_parts(target)
         step = self.resolve(step, {"arrays", *wanted})
         self._check(step, wanted)
-        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(_placed(part)) for name, part in wanted.items()})
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(placed(part)) for name, part in wanted.items()})
         found = self._manager.restore(step, args=args) if wanted else {}  # orbax warns where nothing is wanted
-        return {name: _unflat(part, found[name] if name in wanted else {}) for name, part in target.items()}
+        return {name: unflat(part, found[name] if name in wanted else {}) for name, part in target.items()}
 
     def read_params(self, step: int | None = None, *, ema: bool = True, abstract: PyTree) -> PyTree:
         """The network's parameters alone (averaged, or as trained) in the form of `abstract`.
@@ -221,7 +206,7 @@ class Checkpoints:
         self._guarded(self._open.wait_until_finished)
         written, self._writing = self._writing, None
         if written is not None and jax.process_index() == 0:
-            self._forget_damaged(written)
+            leftovers.forget_damaged(self.folder, written)
 
     def raise_failure(self) -> None:
         """Raises CheckpointError if a write has failed; waits for none, so it may be asked at any time.
@@ -257,10 +242,8 @@ class Checkpoints:
 
     def _write_digests(self) -> None:
         """Called by orbax in the first process, when all files are written and before the folder is renamed."""
-        unfinished = sorted(self.folder.glob(f"{self._writing}{_UNFINISHED}*"))
-        if len(unfinished) != 1:
-            raise RuntimeError(f"expected one unfinished step {self._writing}, found {unfinished}")
-        digests.write_digests(unfinished[0])
+        (folder,) = leftovers.unfinished(self.folder, self._writing)
+        digests.write_digests(folder)
 
     def _guarded(self, write: Callable[[], Any]) -> Any:
         try:
@@ -268,10 +251,7 @@ class Checkpoints:
         except Exception as error:
             step, self._writing = self._writing, None
             if jax.process_index() == 0:
-                for unfinished in self.folder.glob(
-                    f"{step}{_UNFINISHED}*"
-                ):  # it takes room that may be what is missing
-                    shutil.rmtree(unfinished, ignore_errors=True)
+                leftovers.clear_unfinished(self.folder, step)  # it takes the room that may be what is missing
             last = self.latest_step()
             left = "there is none from before" if last is None else f"step {last} is the last whole one"
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -279,16 +259,6 @@ class Checkpoints:
                 f"the checkpoint of step {step} could not be written below {self.folder} ({reason[:300]}); {left}. "
                 "Make room or mend the disk, and start again"
             ) from error
-
-    def _forget_damaged(self, written: int) -> None:
-        aside = self.folder.parent / DAMAGED
-        if not aside.is_dir():
-            return
-        for path in aside.iterdir():
-            if path.name.isdigit() and int(path.name) <= written:
-                shutil.rmtree(path, ignore_errors=True)
-        if not any(aside.iterdir()):
-            aside.rmdir()
 
     def _damage(self, step: int, parts: Collection[str] | None) -> str | None:
         whole = self._whole.setdefault(step, set())
@@ -302,8 +272,8 @@ class Checkpoints:
                 return "it is gone: a run may have removed it meanwhile"
             wrong = None
             if step not in self._said:
-                announce(f"{folder} has no {digests.FILE}, as it was written by an earlier version: it is not checked")
-                self._said.add(step)
+                announce(f"{folder} has no {digests.FILE}, as it is of an earlier version: it is not checked")
+            self._said.add(step)
         if wrong is None:
             whole.update([None] if parts is None else parts)
         return wrong
@@ -316,41 +286,13 @@ class Checkpoints:
         """Compares names, shapes and dtypes before anything is read: orbax's own report is long and partial."""
         stored = self._read_json("arrays", step)
         for name, leaves in wanted.items():
-            here, there = _shapes(leaves), stored.get(name, {})
-            differ = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
-            if differ:
-                lines = [
-                    f"{key}: {there.get(key, 'nothing')} on disk, {here.get(key, 'nothing')} expected"
-                    for key in differ[:5]
-                ] + [f"… and {len(differ) - 5} more"] * (len(differ) > 5)
-                raise CheckpointError(
-                    f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ): "
-                    "use the config it was trained with\n  " + "\n  ".join(lines)
-                )
+            if differ := differences(stored.get(name, {}), shapes(leaves)):
+                more = [f"… and {len(differ) - 5} more"] * (len(differ) > 5)
+                what = f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ)"
+                lines = "\n  ".join(["use the config it was trained with", *differ[:5], *more])
+                raise CheckpointError(f"{what}: {lines}")
 
 
 def _told_once(record: logging.LogRecord) -> bool:
     """Drops the tracebacks that orbax logs of a failed write: its error is raised, too."""
     return not (record.exc_info and "orbax" in record.pathname)
-
-
-def _placed(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first)
-        for name, leaf in leaves.items()
-    }
-
-
-def _shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
-    return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in leaves.items()}
-
-
-def _flat(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path: independent of the classes a state is made of."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _unflat(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
-    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in _flat(tree)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,5 +87,5 @@ def _metadata_digest(path: Path) -> list[int]:
     return [len(text), zlib.crc32(text)]
 
 
-def _own(files: dict[str, list[int]]) -> int:
+def _own(files: Mapping[str, list[int] | None]) -> int:
     return zlib.crc32(json.dumps(files, sort_keys=True).encode())

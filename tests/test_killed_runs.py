@@ -127,7 +127,7 @@ def killed_often(recipe, tmp_path, kills, steps, seed):
                 time.sleep(draw.uniform(0.0, 0.5))
             case _:  # at any moment, its start included
                 begun = True
-                time.sleep(draw.uniform(0.0, 10.0))
+                time.sleep(draw.uniform(0.0, 5.0))
         life.process.kill()
         code = life.process.wait()
         assert code == -signal.SIGKILL, f"kill {number} came after the end ({code}): {life.said()}"
@@ -141,13 +141,13 @@ def killed_often(recipe, tmp_path, kills, steps, seed):
 
 
 def test_a_run_killed_three_times_ends_as_one_left_alone(recipe, tmp_path):
-    killed_often(recipe, tmp_path, kills=3, steps=400, seed=1)
+    killed_often(recipe, tmp_path, kills=3, steps=200, seed=1)
 
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_as_one_left_alone(recipe, tmp_path):
     began = time.monotonic()
-    inside = killed_often(recipe, tmp_path, kills=20, steps=2000, seed=2)
+    inside = killed_often(recipe, tmp_path, kills=20, steps=800, seed=2)
     print(f"20 kills, {inside} of them while a checkpoint was written, in {time.monotonic() - began:.0f} s")
     assert inside >= 3
 

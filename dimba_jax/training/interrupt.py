@@ -50,7 +50,9 @@ class Interrupt:
     def _heard(self, number: int, _frame: object) -> None:
         self.signal = signal.Signals(number)
         self._restore()
-        print(f"{self.signal.name}: saving after this step, then stopping", file=sys.stderr, flush=True)
+        print(
+            f"{self.signal.name}: saving after this step, if one has begun, then stopping", file=sys.stderr, flush=True
+        )
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

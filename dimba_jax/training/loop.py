@@ -61,10 +61,11 @@ def _train(run: Run, interrupt: Interrupt, command: Sequence[str]) -> None:
     first = jax.process_index() == 0
     if first:
         write_run_file(workdir, config, command, run.start)
-    since = time.monotonic()
-    with parallel.split_kernels(run.mesh):
-        train_step = _compile(run)
-    _say(f"compiled the training step in {time.monotonic() - since:.0f} s")
+    if not interrupt.early():
+        since = time.monotonic()
+        with parallel.split_kernels(run.mesh):
+            train_step = _compile(run)
+        _say(f"compiled the training step in {time.monotonic() - since:.0f} s")
     if interrupt.early():
         _say(f"stopped before step {run.start + 1:,}, with nothing to save; the same command goes on from there")
         return
