@@ -7,7 +7,6 @@ the digests in it, so a step that exists was whole; what is read is held against
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import PyTree
 
-from dimba_jax import digests, leftovers, parallel
+from dimba_jax import digests, leftovers, parallel, write_errors
 from dimba_jax.errors import UserError
 from dimba_jax.leaves import differences, flat_parts, placed, shapes, unflat
 from dimba_jax.progress import announce
@@ -30,14 +29,14 @@ class CheckpointError(UserError, ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, of which the latest `keep` stay; a context manager, as closing waits for a write."""
+    """The checkpoints of one workdir, the latest `keep` of them; a context manager, as closing waits for a write."""
 
     def __init__(self, workdir: str | Path, keep: int = 2):
         self.folder = Path(workdir).absolute() / FOLDER
         self._keep = keep
         self._open: ocp.CheckpointManager | None = None
         self._writing: int | None = None  # the step that is being written
-        self._first_save = True
+        self._first_save, self._failed = True, False
         self._whole: dict[int, set[str | None]] = {}  # the parts of steps that were held against their digests
         self._said: set[int] = set()  # steps that were spoken of
 
@@ -223,12 +222,13 @@ class Checkpoints:
             finally:
                 self._open.close()
                 self._open = None
-                logging.getLogger("absl").removeFilter(_told_once)
+                if not self._failed:  # what fails after the first failure is logged later still
+                    write_errors.loud_again()
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._open is None:
-            logging.getLogger("absl").addFilter(_told_once)
+            write_errors.quieten()
             self._open = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
@@ -249,16 +249,15 @@ class Checkpoints:
         try:
             return write()
         except Exception as error:
-            step, self._writing = self._writing, None
+            step, self._writing, self._failed = self._writing, None, True
             if jax.process_index() == 0:
                 leftovers.clear_unfinished(self.folder, step)  # it takes the room that may be what is missing
             last = self.latest_step()
             left = "there is none from before" if last is None else f"step {last} is the last whole one"
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise CheckpointError(
-                f"the checkpoint of step {step} could not be written below {self.folder} ({reason[:300]}); {left}. "
-                "Make room or mend the disk, and start again"
-            ) from error
+            what = (
+                f"the checkpoint of step {step} could not be written below {self.folder} ({write_errors.reason(error)})"
+            )
+            raise CheckpointError(f"{what}; {left}. Make room or mend the disk, and start again") from error
 
     def _damage(self, step: int, parts: Collection[str] | None) -> str | None:
         whole = self._whole.setdefault(step, set())
@@ -291,8 +290,3 @@ class Checkpoints:
                 what = f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ)"
                 lines = "\n  ".join(["use the config it was trained with", *differ[:5], *more])
                 raise CheckpointError(f"{what}: {lines}")
-
-
-def _told_once(record: logging.LogRecord) -> bool:
-    """Drops the tracebacks that orbax logs of a failed write: its error is raised, too."""
-    return not (record.exc_info and "orbax" in record.pathname)

@@ -183,7 +183,9 @@ def small_files():
 def test_a_write_that_fails_is_never_swallowed(workdir, small_files, noticed, capfd):
     checkpoints = Checkpoints(workdir)
     small_files(True)
-    with pytest.raises(CheckpointError, match=r"step 3 could not be written below .*; step 2 is the last whole one"):
+    with pytest.raises(
+        CheckpointError, match=r"step 3 could not be .*\(File too large\); step 2 is the last whole one"
+    ):
         save(checkpoints, 3)
         match noticed:
             case "wait":
