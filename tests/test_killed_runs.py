@@ -36,12 +36,36 @@ def get_config(arg=None):
 """
 
 
-@pytest.fixture
-def recipe(tmp_path, write_pairs):
-    write_pairs(tmp_path, 10)
-    path = tmp_path / "recipe.py"
-    path.write_text(RECIPE.replace("DATA", repr(str(tmp_path))))
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    for split in ("train", "valid"):
+        lines = [json.dumps({"src": f"q{i}", "trg": f"{i}a"}) for i in range(10)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    path = folder / "recipe.py"
+    path.write_text(RECIPE.replace("DATA", repr(str(folder))))
     return path
+
+
+@pytest.fixture(scope="module")
+def compiled(recipe):
+    """Where the programs of all runs lie, so that a run that starts again need not compile."""
+    return recipe.parent / "compiled"
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, compiled):
+    """A run that was left alone."""
+    return finished(recipe, recipe.parent / "whole", STEPS, compiled)
+
+
+def finished(recipe, workdir, steps, compiled):
+    life = Life(recipe, workdir, steps, compiled)
+    assert life.finish() == 0, life.said()
+    return workdir
 
 
 class Life:
@@ -108,14 +132,12 @@ def same_end(one, other, steps):
     assert names[0] == names[1]
 
 
-def killed_often(recipe, tmp_path, kills, steps, seed):
+def killed_often(recipe, whole, compiled, killed, kills, steps, seed):
     """Kills a run so many times and lets it end; returns how many kills fell into the write of a checkpoint."""
     draw = random.Random(seed)
-    whole = Life(recipe, tmp_path / "whole", steps, tmp_path / "compiled")
-    assert whole.finish() == 0, whole.said()
     inside = 0
     for number in range(kills):
-        life = Life(recipe, tmp_path / "killed", steps, tmp_path / "compiled")
+        life = Life(recipe, killed, steps, compiled)
         before = life.steps()
         match number % 3:
             case 0:  # while a checkpoint is written, at any stage of it
@@ -133,32 +155,30 @@ def killed_often(recipe, tmp_path, kills, steps, seed):
         assert code == -signal.SIGKILL, f"kill {number} came after the end ({code}): {life.said()}"
         assert begun
         inside += bool(life.writes())
-    last = Life(recipe, tmp_path / "killed", steps, tmp_path / "compiled")
+    last = Life(recipe, killed, steps, compiled)
     assert last.finish() == 0, last.said()
     assert "going on from step" in last.said()
-    same_end(tmp_path / "whole", tmp_path / "killed", steps)
+    same_end(whole, killed, steps)
     return inside
 
 
-def test_a_run_killed_three_times_ends_as_one_left_alone(recipe, tmp_path):
-    killed_often(recipe, tmp_path, kills=3, steps=200, seed=1)
+def test_a_run_killed_three_times_ends_as_one_left_alone(recipe, whole, compiled, tmp_path):
+    killed_often(recipe, whole, compiled, tmp_path / "killed", kills=3, steps=STEPS, seed=1)
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_as_one_left_alone(recipe, tmp_path):
+def test_a_run_killed_twenty_times_ends_as_one_left_alone(recipe, compiled, tmp_path):
     began = time.monotonic()
-    inside = killed_often(recipe, tmp_path, kills=20, steps=800, seed=2)
+    whole = finished(recipe, tmp_path / "whole", 800, compiled)
+    inside = killed_often(recipe, whole, compiled, tmp_path / "killed", kills=20, steps=800, seed=2)
     print(f"20 kills, {inside} of them while a checkpoint was written, in {time.monotonic() - began:.0f} s")
     assert inside >= 3
 
 
-@pytest.mark.parametrize("moment", ["compiling", "first step", "later"])
-def test_sigterm_saves_first_and_loses_nothing(recipe, tmp_path, moment):
-    steps, compiled = 40, tmp_path / "compiled"
-    whole = Life(recipe, tmp_path / "whole", steps, compiled)
-    assert whole.finish() == 0, whole.said()
+@pytest.mark.parametrize("moment", ["compiling", "first step", pytest.param("later", marks=pytest.mark.slow)])
+def test_sigterm_saves_first_and_loses_nothing(recipe, whole, compiled, tmp_path, moment):
     # a cold compilation takes long enough to be hit
-    life = Life(recipe, tmp_path / "told", steps, tmp_path / "cold" if moment == "compiling" else compiled)
+    life = Life(recipe, tmp_path / "told", STEPS, tmp_path / "cold" if moment == "compiling" else compiled)
     signs = {"compiling": "parameters on", "first step": "compiled the training step", "later": ": starting, 0 of"}
     assert life.wait_for(lambda: signs[moment] in life.said(), pause=0.001)
     life.process.send_signal(signal.SIGTERM)
@@ -169,7 +189,7 @@ def test_sigterm_saves_first_and_loses_nothing(recipe, tmp_path, moment):
         assert not saved and "before step 1, with nothing to save" in life.said()
     else:
         assert saved or "nothing to save" in life.said()
-    again = Life(recipe, tmp_path / "told", steps, compiled)
+    again = Life(recipe, tmp_path / "told", STEPS, compiled)
     assert again.finish() == 0, again.said()
     assert f"going on from step {max(saved)}" in again.said() if saved else "starting" in again.said()
-    same_end(tmp_path / "whole", tmp_path / "told", steps)
+    same_end(whole, tmp_path / "told", STEPS)
