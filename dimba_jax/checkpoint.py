@@ -1,13 +1,13 @@
 """Checkpoints: the training state, the data iterator, the config and the tokenizer together, one folder a step.
 
-Layout below a workdir: `checkpoints/<step>/{params,ema,…}` (arrays, orbax) and `{data,config,tokenizer,arrays}`
-(JSON; the last lists names and shapes). orbax writes into a temporary folder and renames it, so a step that
-exists is whole.
+Layout below a workdir: `checkpoints/<step>/{params,ema,…}` (arrays, orbax), `{data,config,tokenizer,arrays}`
+(JSON; the last lists names and shapes) and `digests.json`. orbax writes into a temporary folder and renames it, with
+the digests in it, so a step that exists was whole; what is read is held against the digests first, so it still is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,41 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import PyTree
 
+from dimba_jax import digests, leftovers, parallel, write_errors
 from dimba_jax.errors import UserError
+from dimba_jax.leaves import differences, flat_parts, placed, shapes, unflat
+from dimba_jax.progress import announce
 
 FOLDER = "checkpoints"
 FORMAT = 1  # of what a step holds; a change that older versions would misread raises it
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint that does not fit what it is read into."""
+    """A checkpoint that cannot be written, is damaged, or does not fit what it is read into."""
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; `keep` is how many of the latest stay on disk.
-
-    Close it (it is a context manager) to wait for the last write.
-    """
+    """The checkpoints of one workdir, the latest `keep` of them; a context manager, as closing waits for a write."""
 
     def __init__(self, workdir: str | Path, keep: int = 2):
         self.folder = Path(workdir).absolute() / FOLDER
         self._keep = keep
         self._open: ocp.CheckpointManager | None = None
+        self._writing: int | None = None  # the step that is being written
+        self._first_save, self._failed = True, False
+        self._whole: dict[int, set[str | None]] = {}  # the parts of steps that were held against their digests
+        self._said: set[int] = set()  # steps that were spoken of
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as error:
+            if kind is None:
+                raise
+            announce(f"besides: {error}")  # what ended the run goes on as it was raised
 
     def save(
         self,
@@ -56,22 +65,93 @@ class Checkpoints:
 
         `state` holds the parts of the training state by name, "params" and "ema" among them;
         `data_state`, `config` and `tokenizer` are JSON-able.
+
+        Raises:
+          CheckpointError: this or the step before could not be written.
         """
         if step == self.latest_step():
             return
-        parts = {name: flat for name, part in state.items() if (flat := _flat(part))}
-        items = {name: ocp.args.StandardSave(flat) for name, flat in parts.items()}
+        parts = flat_parts(state)
+        items = {name: ocp.args.StandardSave(leaves) for name, leaves in parts.items()}
         items |= {
-            "arrays": ocp.args.JsonSave({name: _shapes(flat) for name, flat in parts.items()}),
+            "arrays": ocp.args.JsonSave({name: shapes(leaves) for name, leaves in parts.items()}),
             "data": ocp.args.JsonSave({"state": data_state}),
             "config": ocp.args.JsonSave({"format": FORMAT} | dict(config)),
             "tokenizer": ocp.args.JsonSave(dict(tokenizer)),
         }
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        self.wait()
+        if self._first_save and jax.process_index() == 0:
+            leftovers.clear_unfinished(self.folder)  # of a run that was killed
+        self._first_save, self._writing = False, step
+        self._whole.pop(step, None)
+        if not self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items))):
+            raise CheckpointError(f"{self.folder} has a step after {step}, {self.latest_step()}: choose a new workdir")
 
     def latest_step(self) -> int | None:
-        """The last whole step, or None."""
+        """The last step there is, damaged or not, or None."""
         return self._manager.latest_step() if self.folder.is_dir() else None
+
+    def whole_step(self, step: int | None = None, parts: Collection[str] | None = None) -> int | None:
+        """`step`, or else the latest one, if its files are as they were written; None if there is no step at all.
+
+        Where the latest is damaged the one before it is taken, and that is said. `parts` are those that will be read
+        (None: all). A step without digests, of an earlier version, is taken unchecked, and that is said too.
+
+        Raises:
+          FileNotFoundError: there is no such step.
+          CheckpointError: `step`, or every step, is damaged.
+        """
+        self.wait()
+        found = sorted(self._manager.all_steps(), reverse=True) if self.folder.is_dir() else []
+        if step is not None and found:
+            if step not in found:
+                shown = ", ".join(map(str, reversed(found)))
+                raise FileNotFoundError(f"{self.folder.parent} has no step {step}; it has {shown}")
+            found = [step]
+        damaged: dict[int, str] = {}
+        for one in found:
+            wrong = self._damage(one, parts)
+            if wrong is None:
+                for other in sorted(damaged.keys() - self._said):
+                    announce(f"{self.folder / str(other)} is damaged ({damaged[other]}): step {one} is used instead")
+                self._said |= damaged.keys()
+                return one
+            damaged[one] = wrong
+        if step is not None and damaged:
+            place = self.folder / str(step)
+            raise CheckpointError(f"{place} is damaged: {damaged[step]}; leave --step out, or choose another")
+        if damaged:
+            what = "; ".join(f"{self.folder / str(one)}: {wrong}" for one, wrong in damaged.items())
+            what = f"every checkpoint of {self.folder.parent} is damaged: {what}"
+            raise CheckpointError(f"{what}. Put one back from a copy, or choose a new workdir")
+        return None
+
+    def resolve(self, step: int | None, parts: Collection[str]) -> int:
+        """The step to read these parts from: `whole_step`, where there is one.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint, or no such step.
+          CheckpointError: as `whole_step`.
+        """
+        step = self.whole_step(step, parts)
+        if step is None:
+            command = f"python -m dimba_jax.train --config=… --workdir={self.folder.parent}"
+            raise FileNotFoundError(f"{self.folder.parent} holds no checkpoint: train one with {command}")
+        return step
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves the steps after this one, which were found damaged, out of the way: a run writes them anew.
+
+        They lie in `damaged` beside the others until that has been done.
+        """
+        later = [one for one in self._manager.all_steps() if one > step]
+        if not later:
+            return
+        self.close()
+        parallel.gather_json(later)  # all processes have looked
+        if jax.process_index() == 0:
+            leftovers.set_aside(self.folder, later)
+        parallel.gather_json(later)
 
     def restore(self, step: int | None, target: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """The parts of the state named in `target`, whose leaves give shape, dtype and sharding.
@@ -82,12 +162,12 @@ class Checkpoints:
           FileNotFoundError: no such checkpoint.
           CheckpointError: the arrays on disk have other names, shapes or dtypes.
         """
-        step = self._resolve(step)
-        wanted = {name: flat for name, part in target.items() if (flat := _flat(part))}
+        wanted = flat_parts(target)
+        step = self.resolve(step, {"arrays", *wanted})
         self._check(step, wanted)
-        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(_placed(part)) for name, part in wanted.items()})
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(placed(part)) for name, part in wanted.items()})
         found = self._manager.restore(step, args=args) if wanted else {}  # orbax warns where nothing is wanted
-        return {name: _unflat(part, found[name] if name in wanted else {}) for name, part in target.items()}
+        return {name: unflat(part, found[name] if name in wanted else {}) for name, part in target.items()}
 
     def read_params(self, step: int | None = None, *, ema: bool = True, abstract: PyTree) -> PyTree:
         """The network's parameters alone (averaged, or as trained) in the form of `abstract`.
@@ -128,75 +208,98 @@ class Checkpoints:
         return self._read_json("data", step)["state"]
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk; raises what went wrong while writing."""
-        if self._open is not None:
-            self._open.wait_until_finished()
+        """Waits until what was saved is on disk.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        if self._open is None:
+            return
+        self._guarded(self._open.wait_until_finished)
+        written, self._writing = self._writing, None
+        if written is not None and jax.process_index() == 0:
+            leftovers.forget_damaged(self.folder, written)
+
+    def raise_failure(self) -> None:
+        """Raises CheckpointError if a write has failed; waits for none, so it may be asked at any time.
+
+        Several processes learn of it together, when the next step is saved or this is closed.
+        """
+        if self._writing is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def close(self) -> None:
         if self._open is not None:
-            self._open.wait_until_finished()
-            self._open.close()
-            self._open = None
+            try:
+                self.wait()
+            finally:
+                self._open.close()
+                self._open = None
+                if not self._failed:  # what fails after the first failure is logged later still
+                    write_errors.loud_again()
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
         if self._open is None:
+            write_errors.quieten()
             self._open = ocp.CheckpointManager(
-                self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep,
+                    create=True,
+                    lightweight_initialize=True,  # it would read files that may be damaged
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+                ),
             )
         return self._open
 
-    def _resolve(self, step: int | None) -> int:
-        found = self._manager.all_steps() if self.folder.is_dir() else []
-        if not found:
-            raise FileNotFoundError(
-                f"{self.folder.parent} holds no checkpoint: train one with "
-                f"python -m dimba_jax.train --config=… --workdir={self.folder.parent}"
+    def _write_digests(self) -> None:
+        """Called by orbax in the first process, when all files are written and before the folder is renamed."""
+        (folder,) = leftovers.unfinished(self.folder, self._writing)
+        digests.write_digests(folder)
+
+    def _guarded(self, write: Callable[[], Any]) -> Any:
+        try:
+            return write()
+        except Exception as error:
+            step, self._writing, self._failed = self._writing, None, True
+            if jax.process_index() == 0:
+                leftovers.clear_unfinished(self.folder, step)  # it takes the room that may be what is missing
+            last = self.latest_step()
+            left = "there is none from before" if last is None else f"step {last} is the last whole one"
+            what = (
+                f"the checkpoint of step {step} could not be written below {self.folder} ({write_errors.reason(error)})"
             )
-        if step is None:
-            return max(found)
-        if step not in found:
-            raise FileNotFoundError(f"{self.folder.parent} has no step {step}; it has {', '.join(map(str, found))}")
-        return step
+            raise CheckpointError(f"{what}; {left}. Make room or mend the disk, and start again") from error
+
+    def _damage(self, step: int, parts: Collection[str] | None) -> str | None:
+        whole = self._whole.setdefault(step, set())
+        if None in whole or (parts is not None and whole.issuperset(parts)):
+            return None
+        folder = self.folder / str(step)
+        try:
+            wrong = digests.damage(folder, parts)
+        except FileNotFoundError:
+            if not folder.is_dir():
+                return "it is gone: a run may have removed it meanwhile"
+            wrong = None
+            if step not in self._said:
+                announce(f"{folder} has no {digests.FILE}, as it is of an earlier version: it is not checked")
+            self._said.add(step)
+        if wrong is None:
+            whole.update([None] if parts is None else parts)
+        return wrong
 
     def _read_json(self, name: str, step: int | None) -> dict[str, Any]:
-        step = self._resolve(step)  # before the manager, which creates the folder, is asked for
+        step = self.resolve(step, {name})  # before the manager, which creates the folder, is asked for
         return self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.JsonRestore()}))[name]
 
     def _check(self, step: int, wanted: Mapping[str, dict[str, Any]]) -> None:
         """Compares names, shapes and dtypes before anything is read: orbax's own report is long and partial."""
         stored = self._read_json("arrays", step)
         for name, leaves in wanted.items():
-            here, there = _shapes(leaves), stored.get(name, {})
-            differ = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
-            if differ:
-                lines = [
-                    f"{key}: {there.get(key, 'nothing')} on disk, {here.get(key, 'nothing')} expected"
-                    for key in differ[:5]
-                ] + [f"… and {len(differ) - 5} more"] * (len(differ) > 5)
-                raise CheckpointError(
-                    f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ): "
-                    "use the config it was trained with\n  " + "\n  ".join(lines)
-                )
-
-
-def _placed(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or first)
-        for name, leaf in leaves.items()
-    }
-
-
-def _shapes(leaves: Mapping[str, Any]) -> dict[str, str]:
-    return {name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in leaves.items()}
-
-
-def _flat(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path: independent of the classes a state is made of."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _unflat(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
-    return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in _flat(tree)])
+            if differ := differences(stored.get(name, {}), shapes(leaves)):
+                more = [f"… and {len(differ) - 5} more"] * (len(differ) > 5)
+                what = f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ)"
+                lines = "\n  ".join(["use the config it was trained with", *differ[:5], *more])
+                raise CheckpointError(f"{what}: {lines}")

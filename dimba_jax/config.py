@@ -168,6 +168,7 @@ class TrainingConfig:
     sample_every: int = 0  # steps between sample texts in the log; 0: only at the end
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    max_skipped_steps: int = 5  # a step whose loss or gradient is not finite is skipped; so many in a row end the run
     valid_every: int = 0  # steps between validation losses; 0: only at the end
     valid_batches: int = 8
     init_from: str = ""  # a pretrained Mamba-2 checkpoint to start from (interop/pretrained_mamba2.py)

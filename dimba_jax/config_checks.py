@@ -31,6 +31,7 @@ def check(c: RunConfig) -> None:
         "process.timesteps": p.timesteps, "training.steps": t.steps, "training.batch_size": t.batch_size,
         "training.accumulate": t.accumulate, "training.log_every": t.log_every,
         "training.checkpoint_every": t.checkpoint_every, "training.keep_checkpoints": t.keep_checkpoints,
+        "training.max_skipped_steps": t.max_skipped_steps,
         "sampling.steps": s.steps, "sampling.num_samples": s.num_samples, "sampling.batch_size": s.batch_size,
         "data.target_length": d.target_length,
         "training.valid_batches": t.valid_batches, "model.prompt_layers": m.prompt_layers,

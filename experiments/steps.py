@@ -74,7 +74,6 @@ class Step:
                 optimizer,
                 make_process(config.process, vocabulary),
                 make_timestep_sampler(config.process),
-                rows,
             )
 
         self.tokens = rows * length
@@ -104,8 +103,8 @@ class Step:
         """Milliseconds a step, and the last loss."""
         began = time.perf_counter()
         for _ in range(steps):
-            self._state, loss = self.program(self._state, self._batch, self._key)
-        loss = float(loss)
+            self._state, report = self.program(self._state, self._batch, self._key)
+        loss = float(report.loss)
         return 1e3 * (time.perf_counter() - began) / steps, loss
 
 

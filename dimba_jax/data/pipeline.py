@@ -46,7 +46,8 @@ class TrainIterator:
         own = slice(process_index * share, (process_index + 1) * share)
         batches = order.batch(batch_size, drop_remainder=True, batch_fn=np.asarray)
         self._batches = batches.map(lambda batch: rows.batch(batch[own]))
-        self.set_state({"next_index": 0, "data": self._data})
+        self._next_index = 0
+        self._iterator: Any = None  # grain's, from the next batch on
 
     def __iter__(self) -> Self:
         return self
@@ -73,10 +74,16 @@ class TrainIterator:
                 "the training rows are not those this run began with: give config.data.path its first value, or a "
                 "fresh --workdir"
             )
+        self.close()
         self._next_index = int(state["next_index"])
-        self._iterator: Iterator[Batch] | None = None
 
-    def _start(self) -> Iterator[Batch]:
+    def close(self) -> None:
+        """Ends the threads or processes that read ahead; the next batch, if one is asked for, starts them anew."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self) -> Any:
         import grain
 
         batches = self._batches[self._next_index :]

@@ -18,6 +18,8 @@ from dimba_jax.diffusion.process import Process
 from dimba_jax.errors import ConfigError
 from dimba_jax.models.build import abstract_denoiser
 
+DESCRIPTION = ("arrays", "config", "tokenizer")  # the small parts of a checkpoint
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -33,25 +35,29 @@ class LoadedModel:
 def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) -> LoadedModel:
     """Reads a checkpoint: the latest, or that of `step`; with averaged parameters if `ema`, or if the config says so.
 
+    Where files of the latest are damaged, the one before it is taken, and that is said.
+
     Raises:
       FileNotFoundError: no such checkpoint; the message says what there is.
-      CheckpointError: it does not fit the model that its config describes.
+      CheckpointError: it is damaged, or does not fit the model that its config describes.
     """
     with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest_step() if step is None else step  # once: a run may be adding and removing steps
+        read = checkpoints.resolve(step, DESCRIPTION)
         try:
-            config = from_config_dict(checkpoints.read_config(step))
-            tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
+            if ema is None:
+                ema = from_config_dict(checkpoints.read_config(read)).sampling.ema
+            # once and for all that is read: a run may be adding and removing steps, and one may be damaged
+            read = checkpoints.resolve(step, (*DESCRIPTION, "ema" if ema else "params", "process"))
+            config = from_config_dict(checkpoints.read_config(read))
+            tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(read))
             graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)
         except (ConfigError, DataError) as error:
             raise CheckpointError(
                 f"{workdir} holds a checkpoint that this version of dimba_jax cannot use: {error}"
             ) from error
-        params = checkpoints.read_params(step, ema=config.sampling.ema if ema is None else ema, abstract=abstract)
-        process = checkpoints.restore(step, {"process": make_process(config.process, tokenizer.vocab_size)})["process"]
-        found = checkpoints.latest_step() if step is None else step
-    assert found is not None  # nothing could have been read
-    return LoadedModel(nnx.merge(graph, params), process, tokenizer, config, found)
+        params = checkpoints.read_params(read, ema=ema, abstract=abstract)
+        process = checkpoints.restore(read, {"process": make_process(config.process, tokenizer.vocab_size)})["process"]
+    return LoadedModel(nnx.merge(graph, params), process, tokenizer, config, read)
 
 
 def from_parts(config: RunConfig, tokenizer: Tokenizer, params: PyTree, process: Process, step: int) -> LoadedModel:

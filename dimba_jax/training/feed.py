@@ -26,6 +26,8 @@ class BatchIterator(Protocol):
 
     def set_state(self, state: Any) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Feed:
     """Hands out placed batches; `prefetch` reads the next one while the device is busy with the last."""
@@ -58,3 +60,7 @@ class Feed:
     def state(self) -> Any:
         """The source's place before the next batch that `take` returns, read ahead or not."""
         return self._state
+
+    def close(self) -> None:
+        """Ends what the source has running."""
+        self._source.close()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Sequence
+import statistics
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 BUCKETS = 10  # of the time the network is told: bucket i holds (i/10, (i+1)/10]; the same noise throughout training
 
@@ -63,11 +64,9 @@ class Totals:
     correct: Float[Array, " k"]
     predicted: Float[Array, " k"]
     positions: Float[Array, " k"]
-    bad_step: Int[Array, ""]  # the first step whose loss or gradient is not finite, or -1
-    bad_rows: Bool[Array, " b"]  # its rows whose own loss is not finite
 
     @classmethod
-    def zero(cls, rows: int, terms: Sequence[str]) -> Totals:
+    def zero(cls, terms: Sequence[str]) -> Totals:
         """No steps yet; `terms` are the names of the process's losses."""
 
         def bucket() -> Float[Array, " k"]:
@@ -82,22 +81,14 @@ class Totals:
             correct=bucket(),
             predicted=bucket(),
             positions=bucket(),
-            bad_step=jnp.int32(-1),
-            bad_rows=jnp.zeros(rows, bool),
         )
 
     def add(
-        self,
-        step: Int[Array, ""],
-        t: Float[Array, " b"],
-        loss: Float[Array, ""],
-        grad_norm: Float[Array, ""],
-        rows: RowFigures,
+        self, t: Float[Array, " b"], loss: Float[Array, ""], grad_norm: Float[Array, ""], rows: RowFigures
     ) -> Totals:
         """The sums with one more step."""
         index = jnp.clip(jnp.ceil(t * BUCKETS - 1e-4).astype(jnp.int32) - 1, 0, BUCKETS - 1)
         bucket = jax.nn.one_hot(index, BUCKETS, dtype=jnp.float32)
-        bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm)) & (self.bad_step < 0)
         return Totals(
             steps=self.steps + 1,
             loss=self.loss + loss,
@@ -107,15 +98,53 @@ class Totals:
             correct=self.correct + rows.correct @ bucket,
             predicted=self.predicted + rows.predicted @ bucket,
             positions=self.positions + rows.positions @ bucket,
-            bad_step=jnp.where(bad, step, self.bad_step),
-            bad_rows=jnp.where(bad, ~jnp.isfinite(rows.loss), self.bad_rows),
         )
 
 
+class StepReport(NamedTuple):
+    """What a step says of itself, the same on every process."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    row_loss: Float[Array, " b"]  # a mean over the row's counted positions
+    skipped_in_a_row: Int[Array, ""]  # steps up to this one whose loss or gradient was not finite; 0: it was taken
+
+
+class Usual:
+    """What losses are usual: the median of the last 100, and their spread around it.
+
+    The spread is 1.4826 times the median distance from the median: the standard deviation of a normal distribution,
+    whatever a few outliers are. Nothing is far from the first 30.
+    """
+
+    LAST, ENOUGH, DEVIATIONS, LEAST = 100, 30, 10.0, 0.1
+
+    def __init__(self, losses: Iterable[float] = ()):
+        self.losses = deque(losses, self.LAST)
+
+    def spike(self, loss: float) -> tuple[float, float] | None:
+        """Takes one more loss; median and spread before it if it lies above both by far, else None.
+
+        By far: ten spreads above the median, and a tenth of it, so that losses that hardly move are not spikes.
+        """
+        known = sorted(self.losses)
+        self.losses.append(loss)
+        if len(known) < self.ENOUGH:
+            return None
+        middle = statistics.median(known)
+        spread = 1.4826 * statistics.median(abs(value - middle) for value in known)
+        return (middle, spread) if loss - middle > max(self.DEVIATIONS * spread, self.LEAST * abs(middle)) else None
+
+
 def summary(totals: Totals) -> dict[str, float]:
-    """Means over the summed steps, by the names that are logged; a bucket that saw no row is left out."""
-    host = jax.tree.map(np.asarray, dataclasses.replace(totals, bad_rows=None))
-    steps, positions = max(int(host.steps), 1), host.positions
+    """Means over the summed steps, by the names that are logged; a bucket that saw no row is left out.
+
+    Of no step at all, as where all were skipped, there is a loss of NaN alone.
+    """
+    host = jax.tree.map(np.asarray, totals)
+    steps, positions = int(host.steps), host.positions
+    if not steps:
+        return {"loss": math.nan}
     whole = max(float(positions.sum()), 1.0)
     out = {"loss": float(host.loss) / steps}
     out |= {name: float(value.sum()) / whole for name, value in host.terms.items()}

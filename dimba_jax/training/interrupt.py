@@ -14,6 +14,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupt:
     """While open, the first SIGTERM or SIGINT sets `signal`; a second one acts as it would without this.
 
+    Python hears a signal when a call of XLA's compiler has returned.
+
     Of several processes each may be told at another moment, so there JAX's own preemption notice, which
     agrees on a step, is asked instead and SIGTERM is left to it.
     """
@@ -31,6 +33,10 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
+    def early(self) -> bool:
+        """Whether the run is to stop before its first step. Several processes are asked after that, together."""
+        return jax.process_count() == 1 and self.signal is not None
+
     def requested(self, step: int) -> bool:
         """Whether the run is to save and stop after this step."""
         if jax.process_count() == 1:
@@ -44,7 +50,9 @@ class Interrupt:
     def _heard(self, number: int, _frame: object) -> None:
         self.signal = signal.Signals(number)
         self._restore()
-        print(f"{self.signal.name}: saving after this step, then stopping", file=sys.stderr, flush=True)
+        print(
+            f"{self.signal.name}: saving after this step, if one has begun, then stopping", file=sys.stderr, flush=True
+        )
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +24,7 @@ from dimba_jax.training.report import Reporter
 from dimba_jax.training.setup import Run, prepare
 from dimba_jax.training.state import TrainState
 from dimba_jax.training.step import make_train_step
-
-AHEAD = 2  # steps the host may run ahead of the device: enough to keep it busy, few enough to stop soon
+from dimba_jax.training.watch import Watch
 
 
 class Outcome(NamedTuple):
@@ -36,52 +35,63 @@ class Outcome(NamedTuple):
 def train(config: RunConfig, workdir: str | Path, *, command: Sequence[str] | None = None) -> Outcome:
     """Trains until config.training.steps, from the workdir's latest checkpoint if it holds one.
 
-    Leaves checkpoints, metrics.jsonl, TensorBoard logs, run.json and loss.png in the workdir. SIGTERM or
-    Ctrl-C saves after the step that is running and returns; the same call goes on from there.
+    Leaves checkpoints, metrics.jsonl, TensorBoard logs, run.json and loss.png in the workdir, and incidents.jsonl where
+    steps were skipped or losses rose suddenly. SIGTERM or Ctrl-C saves after the step that is running and returns; the
+    same call goes on from there.
 
     Raises:
       ConfigError, DataError, CheckpointError: as `setup.prepare`.
-      TrainingDiverged: a loss that is not finite; the last checkpoint is from before it.
+      CheckpointError: a checkpoint could not be written; those from before it are as they were.
+      TrainingDiverged: losses or gradients that are not finite, too many in a row.
     """
     workdir = Path(workdir).absolute()
-    run = prepare(config, workdir)
-    if run.start >= config.training.steps:
-        run.checkpoints.close()
-        _say(f"{workdir} is at step {run.start:,} of {config.training.steps:,} already: nothing to train")
-        return Outcome(run.state, None)
-    _announce(run)
+    with Interrupt() as interrupt:
+        run = prepare(config, workdir)
+        with contextlib.closing(run.feed), run.checkpoints:
+            if run.start >= config.training.steps:
+                _say(f"{workdir} is at step {run.start:,} of {config.training.steps:,} already: nothing to train")
+                return Outcome(run.state, None)
+            _announce(run)
+            _train(run, interrupt, sys.argv if command is None else command)
+        return Outcome(run.state, interrupt.signal)
+
+
+def _train(run: Run, interrupt: Interrupt, command: Sequence[str]) -> None:
+    workdir, config = run.workdir, run.config
     first = jax.process_index() == 0
     if first:
-        write_run_file(workdir, config, sys.argv if command is None else command, run.start)
-    since = time.monotonic()
-    with parallel.split_kernels(run.mesh):
-        train_step = _compile(run)
-    _say(f"compiled the training step in {time.monotonic() - since:.0f} s")
+        write_run_file(workdir, config, command, run.start)
+    if not interrupt.early():
+        since = time.monotonic()
+        with parallel.split_kernels(run.mesh):
+            train_step = _compile(run)
+        _say(f"compiled the training step in {time.monotonic() - since:.0f} s")
+    if interrupt.early():
+        _say(f"stopped before step {run.start + 1:,}, with nothing to save; the same command goes on from there")
+        return
     with (
         parallel.split_kernels(run.mesh),  # for the programs of validation and samples
-        Interrupt() as interrupt,
-        run.checkpoints,
         Metrics(workdir, after_step=run.start, enabled=first) as metrics,
         progress(config.training.steps, f"train {config.name}", run.start) as bar,
+        Watch(run, bar) as watch,
     ):
-        _run_steps(run, Reporter(run, metrics, bar), interrupt, bar, train_step)
+        _run_steps(run, Reporter(run, metrics, watch, bar), watch, interrupt, bar, train_step)
     if first and '"loss"' in (workdir / METRICS_FILE).read_text(encoding="utf-8"):
         loss_curve(workdir / METRICS_FILE, workdir / "loss.png")
-    return Outcome(run.state, interrupt.signal)
 
 
-def _run_steps(run: Run, report: Reporter, interrupt: Interrupt, bar: Progress, train_step: Compiled) -> None:
+def _run_steps(
+    run: Run, report: Reporter, watch: Watch, interrupt: Interrupt, bar: Progress, train_step: Compiled
+) -> None:
     training = run.config.training
-    in_flight = deque()
     report.clock.reset()
     for step in range(run.start + 1, training.steps + 1):
         batch, rows = run.feed.take()
-        run.state, loss = train_step(run.state, batch, run.base_key)
+        run.state, said = train_step(run.state, batch, run.base_key)
         run.feed.prefetch()
-        in_flight.append(loss)
-        if len(in_flight) > AHEAD:
-            jax.block_until_ready(in_flight.popleft())
-        report.stepped(step, rows)
+        watch.add(step, rows, said)
+        run.checkpoints.raise_failure()
+        report.clock.steps += 1
         bar.update(1)
 
         def due(every: int, step: int = step) -> bool:
@@ -93,7 +103,8 @@ def _run_steps(run: Run, report: Reporter, interrupt: Interrupt, bar: Progress, 
         if due(training.valid_every):
             report.validate(step)
         if stop or due(training.checkpoint_every):
-            report.save(step)  # behind the validation, which may have moved the range that times are drawn from
+            # behind the validation, which may have moved the range that times are drawn from
+            report.save(step, last=stop or step == training.steps)
         if due(training.sample_every):
             report.sample(step)
         if stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ RUN_FILE = "run.json"
 MAY_CHANGE = (
     "name", "sampling", "mesh",
     "training.steps", "training.log_every", "training.sample_every", "training.checkpoint_every",
-    "training.keep_checkpoints", "training.valid_every", "training.valid_batches",
+    "training.keep_checkpoints", "training.valid_every", "training.valid_batches", "training.max_skipped_steps",
     "data.path", "data.workers", "tokenizer.model",
 )  # fmt: skip
 
@@ -40,6 +41,7 @@ def check_unchanged(stored: Mapping[str, Any], config: RunConfig, workdir: Path)
         raise ConfigError(
             f"{workdir} holds a run with other settings; put these back, or choose a new workdir:\n  "
             + "\n  ".join(differ)
+            + f"\nWhat may change when a run goes on: {', '.join(MAY_CHANGE)}"
         )
 
 
@@ -50,7 +52,9 @@ def write_run_file(workdir: Path, config: RunConfig, command: Sequence[str], fro
     now = datetime.now(UTC).isoformat(timespec="seconds")
     starts.append({"time": now, "from_step": from_step} | environment(command))
     text = json.dumps({"name": config.name, "config": to_dict(config), "starts": starts}, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    draft = path.with_suffix(".draft")
+    draft.write_text(text + "\n", encoding="utf-8")
+    os.replace(draft, path)  # a run that is killed here leaves the file as it was
 
 
 def _may_change(key: str) -> bool:

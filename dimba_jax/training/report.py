@@ -8,13 +8,12 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from dimba_jax import parallel
 from dimba_jax.data.pipeline import valid_batches
 from dimba_jax.data.sources import load_split
 from dimba_jax.diffusion.masked import Masked
-from dimba_jax.errors import UserError
 from dimba_jax.progress import Progress
 from dimba_jax.sampling.generate import generate
 from dimba_jax.sampling.load import from_parts
@@ -25,13 +24,10 @@ from dimba_jax.training.optimizer import learning_rate
 from dimba_jax.training.setup import Run
 from dimba_jax.training.step import make_valid_step
 from dimba_jax.training.time_range import search_time_range
+from dimba_jax.training.watch import TrainingDiverged, Watch
 
 SAMPLE_PROMPTS = 4
 VALID_KEY = 1  # seeds the draws of every validation, so that two of them differ by their parameters alone
-
-
-class TrainingDiverged(UserError, RuntimeError):
-    """A loss or gradient that is not finite; the message names the step, its rows and the last checkpoint."""
 
 
 class Clock:
@@ -53,9 +49,8 @@ class Clock:
 class Reporter:
     """Reads a run's figures when they are due and writes them to the metrics and the progress bar."""
 
-    def __init__(self, run: Run, metrics: Metrics, bar: Progress):
-        self._run, self._metrics, self._bar = run, metrics, bar
-        self._rows: dict[int, np.ndarray] = {}  # ids of the rows of each step since the last check
+    def __init__(self, run: Run, metrics: Metrics, watch: Watch, bar: Progress):
+        self._run, self._metrics, self._watch, self._bar = run, metrics, watch, bar
         self._rate = learning_rate(run.config.optimizer, run.config.training.steps)
         self._valid_step = make_valid_step(run.graphdef, run.config)
         self._peak = peak_flops(jax.devices()[0])
@@ -72,59 +67,53 @@ class Reporter:
         )
         self.clock = Clock()
 
-    def stepped(self, step: int, rows: np.ndarray) -> None:
-        """Notes which rows a step used."""
-        self._rows[step] = rows
-        self.clock.steps += 1
-
     def log(self, step: int) -> None:
         """Writes the means since the last log line and starts new sums. Waits for the device."""
         run = self._run
-        self.check_finite()
+        self._watch.catch_up()
         figures = summary(run.state.totals)
         process = run.config.process
         if process.kind == "autoregressive" or process.block_size:  # a row has no time there, or many
             figures = {name: value for name, value in figures.items() if "_by_t/" not in name}
         self.clock.stop()
         figures["embedding_rms"] = float(jnp.sqrt(jnp.mean(jnp.square(embeddings(run.state.params)))))
-        figures["learning_rate"] = float(np.asarray(self._rate(step - 1)))
+        skipped = int(run.state.skipped)
+        figures["skipped_steps"] = skipped
+        figures["learning_rate"] = float(np.asarray(self._rate(step - skipped - 1)))
         speed = self._speed()
         self._metrics.scalars(step, figures | speed)
-        self._bar.update(0, loss=figures["loss"], **({"tokens_per_s": speed["tokens_per_s"]} if speed else {}))
-        totals = jax.device_put(
-            Totals.zero(run.config.training.batch_size, run.state.process.terms), parallel.replicated(run.mesh)
-        )
+        shown = {"loss": figures["loss"]} | ({"skipped_steps": skipped} if skipped else {})
+        self._bar.update(0, **shown, **({"tokens_per_s": speed["tokens_per_s"]} if speed else {}))
+        totals = jax.device_put(Totals.zero(run.state.process.terms), parallel.replicated(run.mesh))
         run.state = dataclasses.replace(run.state, totals=totals)
         self.clock.reset()
 
-    def save(self, step: int) -> None:
-        """Writes a checkpoint, unless a loss since the last one was not finite. Waits for the device."""
-        self.check_finite()
+    def save(self, step: int, *, last: bool) -> None:
+        """Writes a checkpoint. Waits for the device.
+
+        Where a step was skipped, and it is not the last one, nothing is written: if steps go on being skipped, the
+        checkpoints from before are worth more than those of the parameters that led there.
+
+        Raises:
+          TrainingDiverged: the parameters are not finite; they are not written.
+        """
+        self._watch.catch_up()
+        if self._watch.skipping and not last:
+            return
         self.clock.stop()
+        state = self._run.state
+        if not _all_finite((state.params, state.ema)):
+            raise TrainingDiverged(
+                f"step {step}: a parameter is not finite after a gradient that was, so training stopped and nothing "
+                "was saved: try a lower config.optimizer.learning_rate"
+            )
         self._run.save(step)
         self.clock.go()
-
-    def check_finite(self) -> None:
-        """Raises TrainingDiverged if a step since the last check had a loss or gradient that is not finite."""
-        totals = self._run.state.totals
-        step = int(totals.bad_step)
-        if step < 0:
-            self._rows.clear()
-            return
-        bad = np.asarray(totals.bad_rows)
-        ids = np.concatenate([np.asarray(part) for part in parallel.gather_json(self._rows[step].tolist())])[bad]
-        what = f"the loss of rows {_some(ids)} of the training split is" if bad.any() else "the gradient is"
-        saved = self._run.checkpoints.latest_step()
-        left = "there is no checkpoint from before" if saved is None else f"the last checkpoint is of step {saved}"
-        raise TrainingDiverged(
-            f"step {step}: {what} not finite, so training stopped; {left}. "
-            "Try a lower config.optimizer.learning_rate, a longer warmup_steps or a smaller clip_norm"
-        )
 
     def validate(self, step: int) -> None:
         """The loss of the averaged parameters on the first rows of the validation split, draws fixed."""
         run = self._run
-        self.check_finite()
+        self._watch.catch_up()
         self.clock.stop()
         training = run.config.training
         batches = valid_batches(
@@ -187,6 +176,6 @@ def embeddings(params: PyTree) -> Array:
     return params["tokens"]["embedding"] if "tokens" in params else params["table"]
 
 
-def _some(ids: np.ndarray) -> str:
-    shown = ", ".join(map(str, ids[:8]))
-    return f"{shown} and {len(ids) - 8} more" if len(ids) > 8 else shown
+@jax.jit
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

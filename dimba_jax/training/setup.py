@@ -22,6 +22,7 @@ from dimba_jax.data.tokenizers import Tokenizer, check_kept, make_tokenizer, tok
 from dimba_jax.diffusion import make_process, make_timestep_sampler
 from dimba_jax.models.build import abstract_denoiser, make_denoiser
 from dimba_jax.training.feed import Feed
+from dimba_jax.training.figures import Usual
 from dimba_jax.training.optimizer import make_optimizer
 from dimba_jax.training.record import check_unchanged
 from dimba_jax.training.state import TrainState
@@ -41,6 +42,7 @@ class Run:
     valid_rows: Rows
     checkpoints: Checkpoints
     state: TrainState
+    usual: Usual  # losses of late
     start: int  # steps done before: 0, or the step it was restored from
     base_key: PRNGKeyArray  # of all draws of training
 
@@ -49,7 +51,8 @@ class Run:
         self.checkpoints.save(
             step,
             self.state.parts(),
-            data_state=parallel.gather_json(self.feed.state()),
+            # one place for all processes, whatever their number; and losses, so that a spike is one after a restart too
+            data_state={"place": self.feed.state(), "losses": list(self.usual.losses)},
             config=to_dict(self.config),
             tokenizer=self.tokenizer.to_dict(),
         )
@@ -70,7 +73,9 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     parallel.check_batch(mesh, rows // pieces, "config.training.batch_size / accumulate")
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.training.keep_checkpoints)
-    step = checkpoints.latest_step()
+    step = checkpoints.whole_step()
+    if step is not None:
+        checkpoints.set_aside_after(step)
     if step is None:
         tokenizer = make_tokenizer(config, workdir)
     else:
@@ -90,9 +95,9 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
             optimizer,
             make_process(config.process, tokenizer.vocab_size),
             make_timestep_sampler(config.process),
-            rows,
         )
 
+    losses = []
     abstract = jax.eval_shape(init, init_key)
     where = parallel.placement(mesh, abstract)
     if step is None:
@@ -108,8 +113,21 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
             lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), abstract, where
         )
         state = target.with_parts(checkpoints.restore(step, target.parts()))
-        source.set_state(checkpoints.read_data_state(step)[jax.process_index()])
-    feed = Feed(source, mesh)
+        data_state = checkpoints.read_data_state(step)
+        source.set_state(data_state["place"])
+        losses = data_state["losses"]
     return Run(
-        config, workdir, mesh, tokenizer, graphdef, optimizer, feed, valid_rows, checkpoints, state, step or 0, base_key
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        tokenizer=tokenizer,
+        graphdef=graphdef,
+        optimizer=optimizer,
+        feed=Feed(source, mesh),
+        valid_rows=valid_rows,
+        checkpoints=checkpoints,
+        state=state,
+        usual=Usual(losses),
+        start=step or 0,
+        base_key=base_key,
     )

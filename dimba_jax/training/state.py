@@ -28,6 +28,8 @@ class TrainState:
     process: Process  # carries a learned schedule's bins
     timesteps: TimestepSampler  # carries the losses an importance sampler remembers
     totals: Totals  # figures since the last log line
+    skipped: Int[Array, ""]  # steps, of those done, whose loss or gradient was not finite: they changed nothing else
+    skipped_in_a_row: Int[Array, ""]  # the last of them, up to `step`
 
     @classmethod
     def start(
@@ -36,9 +38,8 @@ class TrainState:
         optimizer: optax.GradientTransformation,
         process: Process,
         timesteps: TimestepSampler,
-        rows: int,
     ) -> TrainState:
-        """The state before the first step; `rows` is the global batch size."""
+        """The state before the first step."""
         return cls(
             step=jnp.int32(0),
             params=params,
@@ -46,12 +47,17 @@ class TrainState:
             opt_state=optimizer.init(params),
             process=process,
             timesteps=timesteps,
-            totals=Totals.zero(rows, process.terms),
+            totals=Totals.zero(process.terms),
+            skipped=jnp.int32(0),
+            skipped_in_a_row=jnp.int32(0),
         )
 
     def parts(self) -> dict[str, Any]:
         """The state as a checkpoint holds it: a part each for what sampling reads, the rest in one."""
-        rest = {"step": self.step, "optimizer": self.opt_state, "timesteps": self.timesteps, "totals": self.totals}
+        rest = {
+            "step": self.step, "optimizer": self.opt_state, "timesteps": self.timesteps, "totals": self.totals,
+            "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
+        }  # fmt: skip
         return {"params": self.params, "ema": self.ema, "process": self.process, "training": rest}
 
     def with_parts(self, parts: dict[str, Any]) -> TrainState:
@@ -66,4 +72,6 @@ class TrainState:
             process=parts["process"],
             timesteps=rest["timesteps"],
             totals=rest["totals"],
+            skipped=rest["skipped"],
+            skipped_in_a_row=rest["skipped_in_a_row"],
         )

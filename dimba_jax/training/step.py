@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
@@ -16,7 +18,7 @@ from dimba_jax.diffusion.objective import counted, reduce
 from dimba_jax.diffusion.passes import PASSES, Batch, RowDraws, StepDraws, draw
 from dimba_jax.diffusion.process import Process
 from dimba_jax.diffusion.timesteps import validation_sampler
-from dimba_jax.training.figures import RowFigures
+from dimba_jax.training.figures import RowFigures, StepReport
 from dimba_jax.training.optimizer import averaged
 from dimba_jax.training.state import TrainState
 
@@ -88,14 +90,15 @@ def make_train_step(
     config: RunConfig,
     placement: PyTree | None = None,
 ) -> Wrapped:
-    """The jitted step (state, batch, base key) -> (state, loss); the state's buffers are donated.
+    """The jitted step (state, batch, base key) -> (state, report); the state's buffers are donated.
 
-    Its key is fold_in(base key, state.step), so a resumed run draws what an unbroken one draws. The
-    loss is for pacing the host; figures gather in `state.totals` and are read when they are logged.
-    `placement` is where the state lies and stays (`parallel.placement`); None leaves it to XLA.
+    Its key is fold_in(base key, state.step), so a resumed run draws what an unbroken one draws. Where the loss or the
+    gradient is not finite the state stays as it is, but for `step`, which draws anew, and the counts of skipped steps.
+    The report is for the host to look at in passing; figures gather in `state.totals` and are read when they are
+    logged. `placement` is where the state lies and stays (`parallel.placement`); None leaves it to XLA.
     """
 
-    def train_step(state: TrainState, batch: Batch, base_key: PRNGKeyArray) -> tuple[TrainState, Float[Array, ""]]:
+    def train_step(state: TrainState, batch: Batch, base_key: PRNGKeyArray) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(base_key, state.step)
         draws = draw(key, state.timesteps, state.process, batch["tokens"].shape[0], config)
         loss, rows, grads = whole_batch_gradient(state.params, graphdef, state.process, batch, draws, config)
@@ -104,19 +107,32 @@ def make_train_step(
         row_loss = rows.loss / jnp.maximum(rows.positions, 1.0)
         t = draws.rows.t
         row_time = t if t.ndim == 1 else jnp.mean(t, axis=1)
-        return TrainState(
-            step=state.step + 1,
+        grad_norm = optax.tree.norm(grads)
+        taken = dataclasses.replace(
+            state,
             params=params,
             ema=averaged(state.ema, params, config.optimizer.ema_decay, state.step),
             opt_state=opt_state,
             process=state.process.update(row_time, row_loss),
             timesteps=state.timesteps.update(row_time, row_loss),
-            totals=state.totals.add(
-                state.step + 1, state.process.network_time(row_time), loss, optax.tree.norm(grads), rows
-            ),
-        ), loss
+            totals=state.totals.add(state.process.network_time(row_time), loss, grad_norm, rows),
+        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        # a choice of each element, which XLA makes where it writes the new one: no further copy, as of lax.cond
+        chosen = jax.tree.map(lambda new, old: jnp.where(finite, new, old), taken, state)
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        state = dataclasses.replace(
+            chosen,
+            step=state.step + 1,
+            skipped=state.skipped + jnp.where(finite, 0, 1),
+            skipped_in_a_row=in_a_row,
+        )
+        return state, StepReport(loss, grad_norm, row_loss, in_a_row)
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=None if placement is None else (placement, None))
+    if placement is None:
+        return jax.jit(train_step, donate_argnums=0)
+    everywhere = NamedSharding(jax.tree.leaves(placement)[0].mesh, PartitionSpec())
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(placement, everywhere))
 
 
 def make_valid_step(

@@ -1,6 +1,10 @@
+import contextlib
 import json
+import multiprocessing
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -85,6 +89,47 @@ def test_workers_change_nothing(encoded):
     assert rows_of(iterator, 5) == expected[2:7]
     plain.set_state(iterator.get_state())
     assert rows_of(plain, 2) == expected[7:]
+
+
+@pytest.mark.parametrize(("first", "workers", "processes"), [(2, 0, 2), (0, 1, 2), (1, 2, 1)])
+def test_resuming_is_exact_with_other_workers_and_processes(encoded, first, workers, processes):
+    expected = rows_of(TrainIterator(*encoded, batch_size=4, seed=0), 12)
+    with contextlib.closing(TrainIterator(*encoded, batch_size=4, seed=0, workers=first)) as begun:
+        assert rows_of(begun, 5) == expected[:5]
+        state = json.loads(json.dumps(begun.get_state()))
+    shares = []
+    for index in range(processes):
+        resumed = TrainIterator(
+            *encoded, batch_size=4, seed=0, process_index=index, process_count=processes, workers=workers
+        )
+        with contextlib.closing(resumed):
+            resumed.set_state(state)
+            shares.append(rows_of(resumed, 7))
+            assert resumed.get_state()["next_index"] == 12
+    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == expected[5:]
+
+
+def test_nothing_is_left_running(encoded):
+    def alive():
+        return {thread.ident for thread in threading.enumerate()}, {
+            child.pid for child in multiprocessing.active_children()
+        }
+
+    before = alive()
+    for workers in (0, 1):
+        iterator = TrainIterator(*encoded, batch_size=4, seed=0, workers=workers)
+        rows_of(iterator, 3)
+        assert alive() != before  # something reads ahead
+        iterator.close()
+        iterator.close()
+        until = time.monotonic() + 30
+        while alive() != before and time.monotonic() < until:
+            time.sleep(0.05)
+        assert alive() == before
+    iterator = TrainIterator(*encoded, batch_size=4, seed=0)
+    first = rows_of(iterator, 2)
+    iterator.close()
+    assert first + rows_of(iterator, 1) == rows_of(TrainIterator(*encoded, batch_size=4, seed=0), 3)  # it goes on
 
 
 def test_a_batch_larger_than_the_data(encoded):

@@ -64,8 +64,8 @@ class Parts:
         state = jax.tree.map(jnp.copy, self.state if state is None else state)  # a step donates its argument
         losses = []
         for _ in range(steps):
-            state, loss = self.step(state, tiny_batch(), key)
-            losses.append(float(loss))
+            state, report = self.step(state, tiny_batch(), key)
+            losses.append(float(report.loss))
         return state, losses
 
 
@@ -78,7 +78,7 @@ def parts_of(config: RunConfig) -> Parts:
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     params = jax.jit(lambda: nnx.to_pure_dict(nnx.state(build())))()
     state = TrainState.start(
-        params, optimizer, make_process(config.process, VOCAB), make_timestep_sampler(config.process), ROWS
+        params, optimizer, make_process(config.process, VOCAB), make_timestep_sampler(config.process)
     )
     return Parts(config, graphdef, state, make_train_step(graphdef, optimizer, config))
 

@@ -55,8 +55,8 @@ def test_a_mesh_changes_nothing(name, alone, configs, batches, parts, base_key):
     if not alone:
         state, losses = jax.tree.map(jax.numpy.copy, tiny.state), []
         for _ in range(STEPS):
-            state, loss = tiny.step(state, batch, base_key)
-            losses.append(float(loss))
+            state, report = tiny.step(state, batch, base_key)
+            losses.append(float(report.loss))
         alone.update(state=jax.device_get(state), losses=losses)
     mesh_config = MESHES[name]
     count = int(np.prod([getattr(mesh_config, axis.name) for axis in dataclasses.fields(mesh_config)]))
@@ -66,8 +66,8 @@ def test_a_mesh_changes_nothing(name, alone, configs, batches, parts, base_key):
     state, losses = jax.device_put(jax.device_get(tiny.state), where), []  # a copy: a step donates its argument
     for _ in range(STEPS):
         with split_kernels(mesh):
-            state, loss = step(state, shard_batch(mesh, batch), base_key)
-        losses.append(float(loss))
+            state, report = step(state, shard_batch(mesh, batch), base_key)
+        losses.append(float(report.loss))
     assert step._cache_size() == 1  # the state comes back as it went in
     split = mesh_config.fsdp * mesh_config.tensor > 1
     for tree in (state.params, state.ema, state.opt_state):  # the optimizer's moments too

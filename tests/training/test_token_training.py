@@ -46,8 +46,8 @@ def test_microbatches_and_devices_change_nothing(kind, configs, parts, batches, 
     found = []
     for _ in range(2):
         with split_kernels(mesh):
-            state, loss = step(state, shard_batch(mesh, batches()), base_key)
-        found.append(float(loss))
+            state, report = step(state, shard_batch(mesh, batches()), base_key)
+        found.append(float(report.loss))
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     assert losses[0] != losses[1]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole.params, state.params)
