@@ -22,7 +22,7 @@ from dimba_jax.leaves import differences, flat_parts, placed, shapes, unflat
 from dimba_jax.progress import announce
 
 FOLDER = "checkpoints"
-FORMAT = 1  # of what a step holds; a change that older versions would misread raises it
+FORMAT = 2  # of what a step holds; a change that older versions would misread raises it
 
 
 class CheckpointError(UserError, ValueError):
