@@ -1,0 +1,117 @@
+"""Tables and the plot of README.md, from training.jsonl and decoding.jsonl.
+
+    PYTHONPATH=.:kernels python experiments/throughput/report.py
+
+Tokens a second of a whole sequence follow from one call: L tokens take L / p calls over all L positions, so p a call.
+Of blocks of 32 tokens: 32 / p calls and one that commits the block. No whole sample was drawn: both are extrapolations.
+The latency of a full call is fitted as a L^2 + b L + c with a, b, c >= 0, by relative errors.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+HERE = Path(__file__).parent
+# PyTorch on one H200 (mamba_ssm 2.3.2, torch 2.11, CUDA graph), the same architecture: ms of a forward pass, no head
+PEERS = {
+    "diffutran": {1024: 5.45, 4096: 24.8, 16384: 177, 65536: 1963},
+    "diffumamba": {1024: 13.8, 4096: 47.6, 16384: 186, 65536: 748, 131072: 1503},
+    "diffumamba-h": {1024: 11.8, 4096: 41.7, 16384: 179, 65536: 985, 131072: 2685},
+}
+NAMES = {"diffutran": "DiffuTran", "diffumamba": "DiffuMamba", "diffumamba-h": "DiffuMamba-H", "ar": "autoregressive"}
+TOKENS_A_CALL = (8, 16)
+BLOCK = 32
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "error" not in line]
+
+
+def fit(latency: dict[int, float]) -> np.ndarray:
+    """a, b, c of a L^2 + b L + c, none negative, with the least sum of squared relative errors."""
+    lengths, ms = np.array(list(latency), float), np.array(list(latency.values()))
+    terms = np.stack([lengths**2, lengths, np.ones_like(lengths)], axis=1) / ms[:, None]
+    scale = terms.max(axis=0)
+    best, least = np.zeros(3), np.inf
+    for kept in range(1, 8):  # every set of terms, so that none is negative
+        columns = [i for i in range(3) if kept >> i & 1]
+        found, *_ = np.linalg.lstsq(terms[:, columns] / scale[columns], np.ones_like(ms), rcond=None)
+        values = np.zeros(3)
+        values[columns] = found / scale[columns]
+        error = float(np.sum((terms @ values - 1) ** 2))
+        if (values >= 0).all() and error < least:
+            best, least = values, error
+    return best
+
+
+def training() -> None:
+    heads = "parameters | batch | remat | ms a step (least-most) | tokens/s | utilisation | GiB a device | compile s"
+    print(f"| run | {heads} |\n" + "|" + "---|" * 9)
+    for line in read("training.jsonl"):
+        devices = f" on {line['devices']} GPUs" if line["devices"] > 1 else ""
+        cells = (
+            f"{line['run']}{devices}",
+            f"{line['parameters'] / 1e6:.0f}M",
+            f"{line['rows']} x {line['length']}",
+            line["remat"],
+            f"{line['ms']:.1f} ({line['least']:.1f}-{line['most']:.1f})",
+            f"{line['tokens_per_second']:,.0f}",
+            f"{100 * line['utilisation']:.1f}%",
+            f"{line['peak_bytes'] / 2**30:.1f}",
+            f"{line['compile_seconds']:.0f}",
+        )
+        print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    training()
+    latency: dict[tuple[str, str], dict[int, float]] = {}
+    for line in read("decoding.jsonl"):
+        latency.setdefault((line["system"], line["kind"]), {})[line["length"]] = line["ms"]
+    full = {system: dict(sorted(ms.items())) for (system, kind), ms in latency.items() if kind == "full"}
+
+    print("\n| system | L | ms a call | PyTorch | ratio | tokens/s, L/8 calls | L/16 calls | against DiffuTran |")
+    print("|" + "---|" * 8)
+    for system, values in full.items():
+        for length, ms in values.items():
+            peer = PEERS[system].get(length)
+            compared = f"{peer:g} | {ms / peer:.2f}" if peer else "| "
+            speeds = " | ".join(f"{p / ms * 1e3:,.1f}" for p in TOKENS_A_CALL)
+            other = full.get("diffutran", {}).get(length)
+            gain = f"{other / ms:.2f}" if other and system != "diffutran" else ""
+            print(f"| {NAMES[system]} | {length:,} | {ms:.1f} | {compared} | {speeds} | {gain} |")
+
+    print("\n| system | a, ms | b, ms | c, ms | largest error of the fit |\n|---|---|---|---|---|")
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for system, values in full.items():
+        a, b, c = fit(values)
+        worst = max(abs((a * l**2 + b * l + c) / ms - 1) for l, ms in values.items())
+        print(f"| {NAMES[system]} | {a:.3g} L^2 | {b:.3g} L | {c:.2f} | {100 * worst:.0f}% |")
+        (line,) = axes.plot(list(values), [8 / ms * 1e3 for ms in values.values()], "o", label=NAMES[system])
+        dense = np.geomspace(min(values), max(values), 60)
+        axes.plot(dense, 8e3 / (a * dense**2 + b * dense + c), "-", color=line.get_color(), linewidth=1)
+    others = {key: ms for key, ms in latency.items() if key[1] in ("block", "token")}
+    if others:
+        print("\n| system | call | L | ms | tokens/s, 32/8 calls a block | 32/16 calls |\n|---|---|---|---|---|---|")
+    for (system, kind), values in others.items():
+        for length, ms in sorted(values.items()):
+            per_block = [BLOCK / p + 1 for p in TOKENS_A_CALL]
+            speeds = [BLOCK / (calls * ms) * 1e3 for calls in per_block] if kind == "block" else [1e3 / ms] * 2
+            print(f"| {NAMES[system]} | {kind} | {length:,} | {ms:.2f} | {speeds[0]:,.0f} | {speeds[1]:,.0f} |")
+    axes.set(xscale="log", yscale="log", xlabel="length L", ylabel="tokens/s, L/8 calls over the whole sequence")
+    axes.set_title("1.3B size, batch 1, bfloat16, one H200", fontsize=10)
+    axes.legend()
+    figure.savefig(HERE / "throughput.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
