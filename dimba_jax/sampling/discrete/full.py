@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
@@ -61,10 +62,12 @@ def sample_full(
         settings, **{name: getattr(unused, name) for name in ("num_samples", "batch_size", "ema", "eta", "clamp_from")}
     )
     first, hide = config.data.source_length, hides_source(config)
-    return _sample(graph, parameters, process, tokens, editable, visible, keys, settings, first, hide, stages)
+    # without a mask attention and scans do less, and need no memory for it
+    whole = not isinstance(visible, jax.core.Tracer) and bool(np.all(visible))
+    return _sample(graph, parameters, process, tokens, editable, visible, keys, settings, first, hide, whole, stages)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "settings", "first", "hide", "stages"))
+@functools.partial(jax.jit, static_argnames=("graph", "settings", "first", "hide", "whole", "stages"))
 def _sample(
     graph: Any,
     parameters: Any,
@@ -76,13 +79,16 @@ def _sample(
     settings: SamplingConfig,
     first: int,
     hide: bool,
+    whole: bool,
     stages: int,
 ) -> TokenSample:
     denoiser: TokenDenoiser = nnx.merge(graph, parameters)
     rows, length = tokens.shape
     # the prompt of a pair is its source, of running text whatever is given
     prompt = jnp.broadcast_to(jnp.arange(length) < first, (rows, length)) if first else ~editable
-    network = token_call(denoiser, tokens, prompt, visible, first=first, scale=settings.guidance, hide=hide)
+    network = token_call(
+        denoiser, tokens, prompt, visible, first=first, scale=settings.guidance, hide=hide, whole=whole
+    )
     window, free = tokens[:, first:], editable[:, first:]
     calls = jnp.int32(0)
     if settings.length == "first":

@@ -73,15 +73,22 @@ def token_call(
     first: int,
     scale: float,
     hide: bool,
+    whole: bool = False,
 ) -> TokenCall:
-    """The network over whole rows of which a window, the positions from `first` on, is being written."""
+    """The network over whole rows of which a window, the positions from `first` on, is being written.
+
+    Args:
+      whole: all positions are known to be visible.
+    """
+    shown = None if whole else visible
 
     def call(window: Array, t: Array) -> Array:
         row = jnp.concatenate([tokens[:, :first], window], axis=1)
-        logits = denoiser(row, t, visible=visible, first=first)
+        logits = denoiser(row, t, visible=shown, first=first)
         if scale == 1.0:
             return logits
         bare = without_prompt(row, prompt, visible, denoiser.mask_id, hide=hide)
-        return guided(logits, denoiser(bare.tokens, t, visible=bare.visible, first=first), scale)
+        seen = bare.visible if hide else shown
+        return guided(logits, denoiser(bare.tokens, t, visible=seen, first=first), scale)
 
     return TokenCall(call, 1 if scale == 1.0 else 2)
