@@ -18,6 +18,7 @@ from typing import Any
 import dimba_kernels
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -91,7 +92,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes = {axis: rest if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise ConfigError(f"config.mesh ({shown}) does not fit the {len(devices)} devices found: {devices[0].platform}")
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # 8 x 32 over a torus of 16 x 16: an axis of the mesh may take a part of one of the torus, which make_mesh refuses
+    laid_out = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def sharding(mesh: Mesh, *logical_axes: str | None) -> NamedSharding:
