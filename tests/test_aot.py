@@ -205,6 +205,8 @@ def test_a_gather_of_all_layers_is_found():
     stacks = [6 * 8 * 16]
     assert stacks_gathered([gather((6, 2, 16))], 6, stacks)
     assert stacks_gathered([gather((12, 16))], 6, stacks)  # layers and rows are one axis
+    assert stacks_gathered([gather((6, 2, 17))], 6, stacks)  # with padding
+    assert not stacks_gathered([gather((6, 3, 16))], 6, stacks)
     assert not stacks_gathered([gather((2, 16), (6,))], 6, stacks)
     assert not stacks_gathered([gather((100, 2, 8))], 6, stacks)  # the head
 

@@ -100,11 +100,11 @@ def stacks_gathered(found: Iterable[Collective], repeats: int, stacks: Sequence[
       repeats: trips of the scan over layers.
       stacks: elements of the stacked parameters that lie in parts.
     """
-    least = min(stacks, default=math.inf)
 
     def is_stack(shape: tuple[int, ...], ways: int) -> bool:
         whole = ways * math.prod(shape)
-        return whole in stacks or (repeats in shape and whole >= least)
+        padded = repeats in shape and any(stack <= whole <= 1.1 * stack for stack in stacks)
+        return whole in stacks or padded
 
     return [
         gather
