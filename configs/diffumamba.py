@@ -8,7 +8,8 @@ Without --config.data.path nothing is downloaded: the text is the source of Pyth
 which is enough for :tiny and for trying things out.
 
 Hardware: :tiny 2 CPU cores; the others several GPUs or TPU chips: 25, 50 and 120 billion tokens in the paper, which is
-what their steps come to. On one GPU add --config.training.accumulate=32, or a smaller batch. Not yet measured.
+what their steps come to. On one GPU add --config.training.accumulate=32, or a smaller batch. Not yet measured;
+experiments/scale predicts what they take on slices of TPUs.
 
 Variants. A size alone is DiffuMamba; -h has attention in every fifth layer, the first one included; -tran is the
 Transformer, with twice the MLP ratio. Without a colon: :240m.

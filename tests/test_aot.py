@@ -141,10 +141,11 @@ def test_eight_devices_of_a_host(capsys):
     assert "no time is predicted" in printed
 
 
-def test_what_the_compiler_refuses_does_not_fit():
+@pytest.mark.parametrize("code", ["", "E1000: CompileTimeHbmOom: "])  # libtpu 0.0.42 and 0.0.52
+def test_what_the_compiler_refuses_does_not_fit(code):
     message = (
-        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (36.43G) exceeds "
-        "available HBM (15.75G)."
+        f"RESOURCE_EXHAUSTED: {code}Ran out of memory on HBM, the total memory required for HLO temporaries (36.43G) "
+        "exceeds available HBM (15.75G)."
     )
     refused = _refused("train", _mesh(8), {}, 512, message)
     assert isinstance(refused, TooLarge)

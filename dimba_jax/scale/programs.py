@@ -76,7 +76,7 @@ def compile_part(part: Part, config: RunConfig, target: Target) -> Program | Too
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or "HBM" not in str(error):
+            if "RESOURCE_EXHAUSTED" not in str(error) or "hbm" not in str(error).lower():
                 raise
             return _refused(part, mesh, arguments, rows, str(error))
     return Program(part, mesh, traced, compiled, arguments, rows, time.monotonic() - since)
@@ -158,6 +158,6 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 def _refused(part: Part, mesh: Mesh, arguments: dict[str, PyTree], rows: int, message: str) -> TooLarge:
     """From 'Ran out of memory on HBM, the total memory required ... (36.43G) exceeds available HBM (15.75G)'."""
-    sizes = [float(size) * _UNITS[unit] for size, unit in re.findall(r"\(?([\d.]+)([KMGT])\)?", message)]
+    sizes = [float(size) * _UNITS[unit] for size, unit in re.findall(r"\b([\d.]+)([KMGT])\b", message)]
     needed, available = (*sizes, 0.0, 0.0)[:2]
     return TooLarge(part, mesh, arguments, rows, needed, available, " ".join(message.split())[:500])
