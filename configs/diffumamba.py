@@ -11,6 +11,7 @@ Hardware: :tiny 2 CPU cores; the others several GPUs or TPU chips: 25, 50 and 12
 what their steps come to. On one GPU add --config.training.accumulate=32, or a smaller batch. On an H200, in batches of
 16 rows, :240m trains at 98,300 tokens/s (so its 25 billion take 2.9 days), in 23 GiB; with --config.model.remat=kernels
 at 101,500, and with --config.model.scan_layers=False too at 115,300, in 29 and 31 GiB. experiments/throughput has more.
+experiments/scale predicts what they take on slices of TPUs.
 
 Variants. A size alone is DiffuMamba; -h has attention in every fifth layer, the first one included; -tran is the
 Transformer, with twice the MLP ratio. Without a colon: :240m.

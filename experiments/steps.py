@@ -11,15 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from dimba_jax import parallel
 from dimba_jax.config import MeshConfig, RunConfig
-from dimba_jax.diffusion import make_process, make_timestep_sampler
-from dimba_jax.models.build import abstract_denoiser, make_denoiser
+from dimba_jax.models.build import abstract_denoiser
 from dimba_jax.training.figures import flops_per_row
 from dimba_jax.training.optimizer import make_optimizer
-from dimba_jax.training.state import TrainState
+from dimba_jax.training.setup import fresh_state
 from dimba_jax.training.step import make_train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -68,14 +66,7 @@ class Step:
         optimizer = make_optimizer(config.optimizer, config.training.steps)
         self.mesh = parallel.make_mesh(mesh or MeshConfig(), jax.devices()[:devices])
 
-        def start(key: jax.Array) -> TrainState:
-            return TrainState.start(
-                nnx.to_pure_dict(nnx.state(make_denoiser(config, vocabulary, nnx.Rngs(key)), nnx.Param)),
-                optimizer,
-                make_process(config.process, vocabulary),
-                make_timestep_sampler(config.process),
-            )
-
+        start = fresh_state(config, vocabulary, optimizer)
         self.tokens = rows * length
         where = parallel.placement(self.mesh, jax.eval_shape(start, jax.random.key(0)))
         self._state = jax.jit(start, out_shardings=where)(jax.random.key(0))

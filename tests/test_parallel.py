@@ -72,6 +72,22 @@ def test_large_parameters_are_split_and_what_the_mesh_does_not_divide_is_not():
     }
 
 
+def test_an_axis_that_the_mesh_does_not_divide_is_split_into_the_most_parts_that_do():
+    mesh = parallel.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2), jax.devices())
+    tree = {
+        "table": jnp.arange(18.0).reshape(3, 6),
+        "in_proj": {"kernel": jnp.arange(140.0).reshape(2, 10, 7)},
+        "out_proj": {"kernel": jnp.ones((4, 8))},
+    }
+    where = parallel.placement(mesh, tree)
+    found = jax.tree.map(lambda at, leaf: at.shard_shape(leaf.shape), where, tree)
+    assert found == {"table": (3, 3), "in_proj": {"kernel": (2, 5, 7)}, "out_proj": {"kernel": (2, 2)}}
+    assert all(at.mesh.devices.ravel().tolist() == mesh.devices.ravel().tolist() for at in jax.tree.leaves(where))
+    placed = jax.device_put(tree, where)
+    again = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), out_shardings=where)(placed)
+    np.testing.assert_array_equal(again["in_proj"]["kernel"], 2 * tree["in_proj"]["kernel"])
+
+
 def test_positions_must_divide():
     mesh = parallel.make_mesh(MeshConfig(data=1, sequence=4), FOUR)
     parallel.check_length(mesh, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,15 +90,8 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     init_key, base_key = jax.random.split(jax.random.key(config.seed))
 
-    def init(key: PRNGKeyArray) -> TrainState:
-        return TrainState.start(
-            nnx.to_pure_dict(nnx.state(make_denoiser(config, tokenizer.vocab_size, nnx.Rngs(key)), nnx.Param)),
-            optimizer,
-            make_process(config.process, tokenizer.vocab_size),
-            make_timestep_sampler(config.process),
-        )
-
     losses = []
+    init = fresh_state(config, tokenizer.vocab_size, optimizer)
     abstract = jax.eval_shape(init, init_key)
     where = parallel.placement(mesh, abstract)
     if step is None:
@@ -131,3 +125,19 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         start=step or 0,
         base_key=base_key,
     )
+
+
+def fresh_state(
+    config: RunConfig, vocab_size: int, optimizer: optax.GradientTransformation
+) -> Callable[[PRNGKeyArray], TrainState]:
+    """The function from a key to the state before the first step; to be called under jit, or for its shapes alone."""
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        return TrainState.start(
+            nnx.to_pure_dict(nnx.state(make_denoiser(config, vocab_size, nnx.Rngs(key)), nnx.Param)),
+            optimizer,
+            make_process(config.process, vocab_size),
+            make_timestep_sampler(config.process),
+        )
+
+    return init

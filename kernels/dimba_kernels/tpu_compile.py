@@ -112,11 +112,20 @@ def _dump_directory() -> Path:
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     flags = f"--xla_jf_dump_to={root / 'llo'} --xla_jf_dump_llo_text=true"
     os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {flags}".strip()
+    return root / "llo"
+
+
+def topology(name: str) -> topologies.TopologyDescription:
+    """The devices of a TPU slice such as "v5e:16x16", to compile for and nothing else.
+
+    Raises:
+        RuntimeError and jax.errors.JaxRuntimeError: libtpu is not installed, or knows no such slice.
+    """
     # no machine to ask what it is, and no other process to be kept off a chip
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    for name, value in (quiet | {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_STDERR_LOG_LEVEL": "3"}).items():
-        os.environ.setdefault(name, value)
-    return root / "llo"
+    for variable, value in (quiet | {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_STDERR_LOG_LEVEL": "3"}).items():
+        os.environ.setdefault(variable, value)
+    return topologies.get_topology_desc(name, platform="tpu")
 
 
 @cache
@@ -124,8 +133,7 @@ def _mesh(generation: str) -> jax.sharding.Mesh:
     if generation not in GENERATIONS:
         raise ValueError(f"TPU generation {generation!r} is unknown; pass one of {', '.join(GENERATIONS)}")
     _dump_directory()
-    topology = topologies.get_topology_desc(GENERATIONS[generation], platform="tpu")
-    return jax.sharding.Mesh(np.array(topology.devices[:1]), ("core",))
+    return jax.sharding.Mesh(np.array(topology(GENERATIONS[generation]).devices[:1]), ("core",))
 
 
 def _size(shapes: str) -> int:

@@ -18,8 +18,8 @@ STEPS = 3
 MODEL = {
     "pattern": ("attention", "mamba2", "mamba"),
     "layers": 3,
-    "d_model": 16,
-    "head_dim": 8,
+    "d_model": 20,  # which eight devices cannot share evenly, and four can
+    "head_dim": 4,
     "state_dim": 4,
     "groups": 2,
     "modulation": "adaln_zero",

@@ -1,0 +1,89 @@
+"""Accelerators that programs are compiled for, as their maker publishes them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dimba_jax.config import ConfigError
+
+GIB = 2**30
+_PAGES = "https://docs.cloud.google.com/tpu/docs/"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip. Rates are a second's: bfloat16 FLOPs, bytes of HBM, bytes that it can send over all of its links.
+
+    hbm: bytes that libtpu gives to a program, a little less than what is printed on the chip. clock: cycles a second
+    of its compiler's estimates.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    links: float
+    hbm: float
+    clock: float
+    source: str
+
+
+# links: "1,600 Gbps", "4,800 Gbps" and "3,200 Gbps" there, one way; hbm: what the compiler's refusals name as available
+TPUS = {
+    "v5e": Chip("TPU v5e", 197e12, 819e9, 200e9, 15.75 * GIB, 1.5e9, _PAGES + "v5e"),
+    "v5p": Chip("TPU v5p", 459e12, 2765e9, 600e9, 95.74 * GIB, 1.75e9, _PAGES + "v5p"),
+    "v6e": Chip("TPU v6e", 918e12, 1600e9, 400e9, 31.25 * GIB, 1.75e9, _PAGES + "v6e"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to compile for; chip is None where nothing is said of their speed."""
+
+    topology: str
+    platform: Literal["tpu", "cpu"]
+    devices: Sequence[Any]
+    chip: Chip | None
+
+
+def target_of(topology: str) -> Target:
+    """The devices of a slice such as "v5e:16x16", "v5p:8x8x8" or "v6e:4x4", or of "cpu:8".
+
+    Raises:
+      ConfigError: a topology that is unknown or that no such chip comes in; libtpu is not installed; a number of CPU
+        devices that this process was not started with.
+    """
+    generation, _, shape = topology.partition(":")
+    if generation == "cpu":
+        return _cpu(topology, shape)
+    if generation not in TPUS or not shape:
+        raise ConfigError(
+            f"--topology={topology} is unknown: expected {', '.join(TPUS)} and a shape, such as v5e:16x16, or cpu:8. "
+            "XLA compiles for GPUs only on a machine that has one"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(f"--topology={topology} needs libtpu, which is not installed: install the `tpu` extra")
+    from dimba_kernels.tpu_compile import topology as described
+
+    try:
+        devices = described(topology).devices
+    except Exception as error:  # libtpu's own, of several types
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--topology={topology}: no {generation} slice has this shape ({reason})") from None
+    return Target(topology, "tpu", devices, TPUS[generation])
+
+
+def _cpu(topology: str, count: str) -> Target:
+    import jax
+
+    if not count.isdigit() or int(count) < 1:
+        raise ConfigError(f"--topology={topology}: expected a number of devices, such as cpu:8")
+    devices = jax.devices("cpu")
+    if len(devices) < int(count):
+        raise ConfigError(
+            f"--topology={topology}: this process has {len(devices)} CPU devices; "
+            f"set XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+        )
+    return Target(topology, "cpu", devices[: int(count)], None)

@@ -1,0 +1,89 @@
+"""Writes the tables of README.md from results.jsonl.
+
+python experiments/scale/table.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS, README = (Path(__file__).with_name(name) for name in ("results.jsonl", "README.md"))
+BEGIN, END = "<!-- tables: table.py -->\n", "<!-- end of tables -->\n"
+CHIPS = {"v5e:16x16": "v5e-256", "v5p:8x8x8": "v5p-512", "v6e:16x16": "v6e-256"}
+HEAD = (
+    "size", "L", "slice", "mesh", "HBM GiB", "free", "state GiB", "PFLOPs", "HBM GB", "sent GB",
+    "roofline ms", "no overlap", "compiler ms", "bound", "utilisation",
+)  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    rows.sort(key=lambda row: (list(CHIPS).index(row["topology"]), row["name"], row["length"]))
+    out = []
+    for part, title in (("train", "Training step"), ("sample", "One step of denoising")):
+        of_part = [row for row in rows if row["part"] == part]
+        best = {id(found) for found in _best(of_part)}
+        others = [row for row in of_part if id(row) not in best]
+        out += [
+            f"{title}, the best mesh found for each cell:",
+            "",
+            *_table([row for row in of_part if id(row) in best]),
+        ]
+        if others:
+            out += ["", f"{title}, what else was tried:", "", *_table(others)]
+        out.append("")
+    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    README.write_text(before + BEGIN + "\n" + "\n".join(out) + END + after, encoding="utf-8")
+
+
+def _best(rows: list[Row]) -> list[Row]:
+    """Of each cell the mesh of the shortest step by the compiler's estimate, or its links if they take longer."""
+    cells: dict[tuple, Row] = {}
+    for row in rows:
+        cell = row["name"], row["topology"], row["length"]
+        if cell not in cells or _seconds(row) < _seconds(cells[cell]):
+            cells[cell] = row
+    return list(cells.values())
+
+
+def _seconds(row: Row) -> float:
+    return max(row["scheduled_seconds"], row["seconds"]["links"]) if row["fits"] else float("inf")
+
+
+def _table(rows: list[Row]) -> list[str]:
+    head = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    return head + ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+
+
+def _cells(row: Row) -> list[str]:
+    mesh = " × ".join(f"{axis} {size}" for axis, size in row["mesh"].items() if size > 1)
+    name = row["name"].removeprefix("diffumamba_").replace("_", "-")
+    mesh += "" if row["remat"] == "dots" else f", remat {row['remat']}"
+    state = sum(size for kind, size in row["kinds"].items() if kind in ("parameters", "average", "moments"))
+    head = [name, f"{row['length']:,}", CHIPS[row["topology"]], mesh]
+    if not row["fits"]:
+        refused = f"{row['hbm_needed'] / 2**30:.2f} of temporaries"
+        return [*head, refused, "does not fit", f"{state / 2**30:.2f}", *[""] * (len(HEAD) - 7)]
+    utilisation = [f"{100 * row[key]:.0f}" for key in ("utilisation", "utilisation_apart", "utilisation_scheduled")]
+    milliseconds = [f"{1e3 * row[key]:.1f}" for key in ("step_seconds", "step_seconds_apart", "scheduled_seconds")]
+    return [
+        *head,
+        f"{row['hbm_needed'] / 2**30:.2f}",
+        f"{row['free']:.0%}",
+        f"{state / 2**30:.2f}",
+        f"{(row['matmul_flops'] + row['kernel_flops']) / 1e15:.4f}",
+        f"{row['bytes'] / 1e9:.1f}",
+        f"{row['sent'] / 1e9:.2f}",
+        *milliseconds,
+        row["bound"],
+        " / ".join(utilisation) + "%",
+    ]
+
+
+if __name__ == "__main__":
+    main()
