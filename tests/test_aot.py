@@ -141,6 +141,18 @@ def test_eight_devices_of_a_host(capsys):
     assert "no time is predicted" in printed
 
 
+def test_activations_follow_the_rows_not_the_parameters(tmp_path):
+    """Left to itself XLA splits a Transformer's activations as fsdp splits its parameters: twice the FLOPs, and sums
+    of whole logits over the devices."""
+    rows = tmp_path / "rows.jsonl"
+    recipe = f"--config={ROOT / 'configs/diffumamba.py'}:tiny-tran"
+    mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=8"]
+    assert aot.main(["aot", recipe, "--topology=cpu:8", "--parts=train", *mesh, *SMALL, f"--output={rows}"]) == 0
+    row = json.loads(rows.read_text())
+    assert row["matmul_flops"] < 1.3 * row["model_flops"]
+    assert row["sent"] < 4 * 8 * row["kinds"]["parameters"]
+
+
 @pytest.mark.parametrize("code", ["", "E1000: CompileTimeHbmOom: "])  # libtpu 0.0.42 and 0.0.52
 def test_what_the_compiler_refuses_does_not_fit(code):
     message = (

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from dimba_kernels.sharding import split_rows
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
@@ -132,6 +133,7 @@ class Stack(nnx.Module):
             for i, block in enumerate(group.blocks):
                 block_key = None if key is None else jax.random.fold_in(key, i)
                 carry, value = step(block, carry, None if values is None else values[i], block_key)
+                carry = jax.tree.map(split_rows, carry)
                 out.append(value)
             return carry, tuple(out)
 

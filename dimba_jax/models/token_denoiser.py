@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from dimba_kernels.sharding import split_rows
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -213,6 +214,7 @@ class TokenDenoiser(nnx.Module):
     def _embed(self, tokens: Int[Array, "b l"], start: int | Int[Array, ""]) -> Float[Array, "b l d"]:
         """Inputs of the stack, for tokens whose first stands at position `start` of the row."""
         h = self.table[...][tokens].astype(jnp.float32)  # the residual stream's, whatever the table was cast to
+        h = split_rows(h)
         if not self.source_length:
             return h
         source, target = self.segments[...]
@@ -224,5 +226,5 @@ class TokenDenoiser(nnx.Module):
             h, c = h[:, first:], c if c is None or c.ndim == 2 else c[:, first:]
         x, _ = self.norm(h, c)
         if self.head is not None:
-            return self.head(x)
-        return contract(x, self.table[...][: self.vocab_size].T, jnp.dtype(self.config.dtype), exact=True)
+            return split_rows(self.head(x))
+        return split_rows(contract(x, self.table[...][: self.vocab_size].T, jnp.dtype(self.config.dtype), exact=True))

@@ -70,6 +70,22 @@ def sharding(
         yield
 
 
+def split_rows(x: jax.Array) -> jax.Array:
+    """x (b, l, ...), its rows and positions split over the devices as operations are, all else whole.
+
+    What lies between operations is placed by XLA's partitioner, which may prefer to split features, as the parameters
+    are, and then sums whole activations over the devices. Does nothing outside `sharding` and inside a `shard_map`.
+    """
+    layout: _Layout | None = _layout.value
+    if layout is None or layout.mesh.size == 1:
+        return x
+    if set(jax.sharding.get_abstract_mesh().manual_axes) & set(layout.mesh.axis_names):
+        return x
+    split = _split(layout, {"b": x.shape[0], "l": x.shape[1]})
+    spec = PartitionSpec(split["b"] or None, split.get("l") or None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
+
+
 def splits_heads() -> bool:
     """Whether operations traced now split their heads over several devices."""
     layout: _Layout | None = _layout.value
