@@ -75,14 +75,15 @@ def losses(workdir):
     }
 
 
-def test_two_processes_are_one(recipe, tmp_path):
-    mesh = ["--config.mesh.fsdp=2"]  # and data=2, of which each process holds one
-    finish([start(recipe, tmp_path / "one", 4, mesh)])
+@pytest.mark.parametrize("devices", [2, 1], ids=["two devices each", "one device each"])
+def test_two_processes_are_one(recipe, tmp_path, devices):
+    mesh = ["--config.mesh.fsdp=2"]  # and data=devices; of two devices each process holds a row of the mesh
+    finish([start(recipe, tmp_path / "one", 2 * devices, mesh)])
     port = free_port()
     joined = ["--distributed", f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2"]
-    both = [start(recipe, tmp_path / "two", 2, [*mesh, *joined, f"--process_id={number}"]) for number in range(2)]
+    both = [start(recipe, tmp_path / "two", devices, [*mesh, *joined, f"--process_id={number}"]) for number in range(2)]
     said = finish(both)
-    assert "parameters on 4 x cpu" in said[0] and "samples at step 4" in said[0]
+    assert f"parameters on {2 * devices} x cpu" in said[0] and "samples at step 4" in said[0]
     assert "parameters" not in said[1] and "samples" not in said[1]  # one process speaks
     checkpoint = tmp_path / "two" / "checkpoints" / str(STEPS)
     for part in ("params", "ema", "training"):  # each process writes its own share

@@ -84,7 +84,9 @@ class Reporter:
         self._metrics.scalars(step, figures | speed)
         shown = {"loss": figures["loss"]} | ({"skipped_steps": skipped} if skipped else {})
         self._bar.update(0, **shown, **({"tokens_per_s": speed["tokens_per_s"]} if speed else {}))
-        totals = jax.device_put(Totals.zero(run.state.process.terms), parallel.replicated(run.mesh))
+        # from the host: of an array on one device, JAX makes one that is broken where each process has one device
+        zero = jax.tree.map(np.asarray, Totals.zero(run.state.process.terms))
+        totals = jax.device_put(zero, parallel.replicated(run.mesh))
         run.state = dataclasses.replace(run.state, totals=totals)
         self.clock.reset()
 
