@@ -44,7 +44,9 @@ def damage(folder: Path, parts: Collection[str] | None = None) -> str | None:
         there = _digests(folder, names)
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:  # a sector that cannot be read is damage, too
+        return f"{error.filename or 'a file'} cannot be read ({error.strerror or error})"
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{FILE} cannot be read"
     for name, digest in zip(names, there, strict=True):
         size = files[name][0]

@@ -3,9 +3,11 @@ written ends the run and leaves the others alone."""
 
 import errno
 import json
+import os
 import resource
 import shutil
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -110,6 +112,20 @@ def test_the_step_before_is_used_aloud(workdir, part, capsys):
         with pytest.raises(CheckpointError, match=r"checkpoints/2 is damaged: .*; leave --step out"):
             checkpoints.whole_step(2)
         assert (workdir / "checkpoints" / "2").is_dir()  # reading moves nothing
+
+
+def test_a_file_that_cannot_be_read_is_damaged(workdir, monkeypatch, capsys):
+    bad, read = largest(workdir, "params"), Path.open
+
+    def broken(self, *arguments, **options):
+        if self == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", broken)
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.whole_step() == 1
+    assert f"{bad} cannot be read (Input/output error)" in capsys.readouterr().err
 
 
 def test_reading_checks_by_itself(workdir):
