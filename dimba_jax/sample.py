@@ -76,6 +76,8 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> None:
     else:
         rows = _read(Path(options.input))
     output = None if options.output is None else commandline.output_file(options.output, reads=[options.input])
+    if output is not None:
+        commandline.output_file(str(_run_file(output)), reads=[options.input])
 
     from dimba_jax.sampling.generate import complete, generate  # here: --help and wrong options need no JAX
     from dimba_jax.sampling.load import load
@@ -106,8 +108,13 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> None:
     made |= {"seed": options.seed, "length": options.length, "sampling": dataclasses.asdict(settings)}
     write_whole({
         output: "".join(line + "\n" for line in lines),
-        output.with_name(f"{output.stem}.run.json"): json.dumps(made, indent=2, ensure_ascii=False) + "\n",
+        _run_file(output): json.dumps(made, indent=2, ensure_ascii=False) + "\n",
     })  # fmt: skip
+
+
+def _run_file(output: Path) -> Path:
+    """What says how the file beside it was made."""
+    return output.with_name(f"{output.stem}.run.json")
 
 
 def _stages(config: RunConfig, settings: SamplingConfig, length: int | None) -> int:

@@ -82,6 +82,7 @@ def place(tmp_path_factory) -> Path:
         '{"row": 0, "source": "a", "references": ["b"], "samples": ["c", "d"]}\n'
     )
     (place / "in.jsonl").write_text(GOOD)
+    (place / "out.run.json").write_text(GOOD)
     (place / "out.jsonl").write_text("kept\n")
     return place
 
@@ -181,6 +182,7 @@ CASES = [
         }.items()
     ),
     ("sample", ["--checkpoint=run", "--input=in.jsonl", "--output=in.jsonl"], "would replace in.jsonl, which is read"),
+    ("sample", ["--checkpoint=run", "--input=out.run.json", "--output=out.jsonl"], "would replace out.run.json"),
     # evaluation
     *(
         ("evaluate", [*EVALUATE, f"--data_path={name}"], message)
