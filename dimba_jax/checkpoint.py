@@ -223,7 +223,7 @@ class Checkpoints:
     def raise_failure(self) -> None:
         """Raises CheckpointError if a write has failed; waits for none, so it may be asked at any time.
 
-        Several processes learn of it together, when the next step is saved or this is closed.
+        Of several processes one that failed alone is not noticed by the others: end such a run from outside.
         """
         if self._writing is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
             self.wait()
@@ -267,10 +267,13 @@ class Checkpoints:
                 leftovers.clear_unfinished(self.folder, step)  # it takes the room that may be what is missing
             last = self.latest_step()
             left = "there is none from before" if last is None else f"step {last} is the last whole one"
-            what = (
-                f"the checkpoint of step {step} could not be written below {self.folder} ({write_errors.reason(error)})"
+            what = f"the checkpoint of step {step} could not be written below {self.folder}"
+            advice = (
+                "Make room or mend the disk, and start again"
+                if write_errors.of_the_disk(error)
+                else ("This is no fault of the disk: please report it")
             )
-            raise CheckpointError(f"{what}; {left}. Make room or mend the disk, and start again") from error
+            raise CheckpointError(f"{what} ({write_errors.reason(error)}); {left}. {advice}") from error
 
     def _damage(self, step: int, parts: Collection[str] | None) -> str | None:
         whole = self._whole.setdefault(step, set())
@@ -282,10 +285,7 @@ class Checkpoints:
         except FileNotFoundError:
             if not folder.is_dir():
                 return "it is gone: a run may have removed it meanwhile"
-            wrong = None
-            if step not in self._said:
-                announce(f"{folder} has no {digests.FILE}, as it is of an earlier version: it is not checked")
-            self._said.add(step)
+            wrong = f"{digests.FILE} is missing"
         if wrong is None:
             whole.update([None] if parts is None else parts)
         return wrong

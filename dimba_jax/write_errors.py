@@ -8,13 +8,20 @@ import re
 import traceback
 
 _LOGGERS = ("absl", "asyncio")
+_SYSTEM = re.compile(r"os_error_code='(\d+)'")
+
+
+def of_the_disk(error: BaseException) -> bool:
+    """Whether the system refused a write."""
+    return isinstance(error, OSError) or bool(_SYSTEM.search(str(error)))
 
 
 def reason(error: BaseException) -> str:
     """On one line; of TensorStore's long reports what the system said."""
     text = " ".join(str(error).split())
-    system = re.search(r"os_error_code='(\d+)'", text)
-    return os.strerror(int(system[1])) if system else text[:300] or type(error).__name__
+    if system := _SYSTEM.search(text):
+        return os.strerror(int(system[1]))
+    return text[:300] if isinstance(error, OSError) and text else f"{type(error).__name__}: {text[:300]}"
 
 
 def quieten() -> None:

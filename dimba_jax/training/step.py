@@ -111,7 +111,7 @@ def make_train_step(
         taken = dataclasses.replace(
             state,
             params=params,
-            ema=averaged(state.ema, params, config.optimizer.ema_decay, state.step),
+            ema=averaged(state.ema, params, config.optimizer.ema_decay, state.step - state.skipped),
             opt_state=opt_state,
             process=state.process.update(row_time, row_loss),
             timesteps=state.timesteps.update(row_time, row_loss),

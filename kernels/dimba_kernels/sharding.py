@@ -86,6 +86,12 @@ def split_rows(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, spec))
 
 
+def splits_positions() -> bool:
+    """Whether positions are split over several devices here."""
+    layout: _Layout | None = _layout.value
+    return layout is not None and layout.sequence is not None and layout.mesh.shape[layout.sequence] > 1
+
+
 def splits_heads() -> bool:
     """Whether operations traced now split their heads over several devices."""
     layout: _Layout | None = _layout.value

@@ -153,11 +153,11 @@ def test_if_all_are_damaged_nothing_is_guessed(workdir):
     assert "checkpoints/2: params" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_step_without_digests_is_read_and_spoken_of(workdir, capsys):
+def test_a_step_without_digests_is_damaged(workdir, capsys):
     (workdir / "checkpoints" / "2" / digests.FILE).unlink()
     with Checkpoints(workdir) as checkpoints:
-        assert checkpoints.whole_step() == 2
-        assert "2 has no digests.json" in capsys.readouterr().err
+        assert checkpoints.whole_step() == 1
+        assert "digests.json is missing" in capsys.readouterr().err
 
 
 def test_a_damaged_step_is_written_anew(workdir):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from dimba_kernels.sharding import splits_positions
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -165,6 +166,8 @@ class Attention(nnx.Module):
 def flash_runs(q: Float[Array, "b l h p"], k: Float[Array, "b m h p"], *, masked: bool) -> bool:
     """Whether cuDNN's flash attention takes these on the device that runs here; one query is not worth it."""
     if target_platform() != "gpu" or jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    if splits_positions():  # which it refuses
         return False
     capability = getattr(jax.local_devices(backend="gpu")[0], "compute_capability", "0.0")
     lengths = q.shape[1], k.shape[1]

@@ -67,7 +67,7 @@ def backward(
         gated = value * gate
         inverse = 1.0 / tl.sqrt(tl.sum(gated * gated, axis=0) / WIDTH + EPSILON)
         normed = gated * inverse
-        total += cotangent * normed
+        total += tl.where(inside, cotangent * normed, 0.0)  # with no epsilon a row that is not there is NaN
         into = cotangent * factors
         dgated = inverse * (into - normed * (tl.sum(into * normed, axis=0) / WIDTH))
         tl.store(dy + in_y + features, (dgated * gate).to(dy.dtype.element_ty), mask=inside)
