@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import RunConfig, SamplingConfig
@@ -63,7 +64,7 @@ def sample_full(
     )
     first, hide = config.data.source_length, hides_source(config)
     # without a mask attention and scans do less, and need no memory for it
-    whole = not isinstance(visible, jax.core.Tracer) and bool(np.all(visible))
+    whole = not isinstance(visible, Tracer) and bool(np.all(visible))
     return _sample(graph, parameters, process, tokens, editable, visible, keys, settings, first, hide, whole, stages)
 
 
