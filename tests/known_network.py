@@ -27,6 +27,7 @@ class Known(nnx.Module):
         self.watch = watch
 
     def __call__(self, tokens, t, *, visible=None, first=0, key=None):
+        visible = jnp.ones(tokens.shape, bool) if visible is None else visible
         if self.watch is not None:
             jax.debug.callback(self.watch, tokens, t, visible, ordered=True)
         seen = self.moved[...][tokens] * visible[..., None]
