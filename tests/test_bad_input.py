@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from flax import nnx
+from tiny_recipe import tiny_recipe
 
 from dimba_jax import checkpoint, commandline, evaluate, sample, strip, train
 from dimba_jax.checkpoint import FORMAT, Checkpoints
@@ -16,19 +17,6 @@ from dimba_jax.diffusion import make_process
 from dimba_jax.models.build import make_denoiser
 
 COMMANDS = {"train": train, "sample": sample, "evaluate": evaluate, "strip": strip}
-RECIPE = """
-from dimba_jax.config import from_config_dict, to_config_dict
-
-def get_config(arg=None):
-    return to_config_dict(from_config_dict({
-        "data": {"path": DATA, "source_length": 4, "target_length": 4},
-        "tokenizer": {"kind": "bytes"},
-        "model": {"embedding_dim": 4, "d_model": 8, "layers": 1, "pattern": ("attention",), "head_dim": 8},
-        "process": {"timesteps": 10},
-        "sampling": {"steps": 2, "batch_size": 2},
-        "training": {"steps": 1, "batch_size": 8},
-    }))
-"""
 GOOD = '{"src": "q", "trg": "a"}\n'
 FILES = {
     "empty": b"",
@@ -58,7 +46,14 @@ def place(tmp_path_factory) -> Path:
         for split in ("train", "valid", "test"):
             content = FILES.get(folder, "".join(lines).encode())
             (place / folder / f"{split}.jsonl").write_bytes(content)
-    (place / "recipe.py").write_text(RECIPE.replace("DATA", repr(str(place / "data"))))
+    (place / "recipe.py").write_text(
+        tiny_recipe(
+            place / "data",
+            process={"timesteps": 10},
+            training={"steps": 1, "batch_size": 8},
+            sampling={"batch_size": 2},
+        )
+    )
     (place / "nothing.py").write_text("")
     (place / "syntax.py").write_text("def get_config(:\n")
     (place / "imports.py").write_text("import no_such_package\n")

@@ -15,25 +15,12 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_recipe import tiny_recipe
 
 import dimba_jax
 from dimba_jax.sampling.load import load
 
 REPOSITORY = Path(dimba_jax.__file__).parents[1]
-RECIPE = """
-from dimba_jax.config import from_config_dict, to_config_dict
-
-def get_config(arg=None):
-    return to_config_dict(from_config_dict({
-        "data": {"path": DATA, "source_length": 4, "target_length": 4},
-        "tokenizer": {"kind": "bytes"},
-        "model": {"embedding_dim": 4, "d_model": 8, "layers": 1, "pattern": ("attention",), "head_dim": 8},
-        "process": {"timesteps": 10, "timestep_sampling": "importance", "schedule": "learned"},
-        "training": {"steps": int(arg or 200), "batch_size": 4, "log_every": 20, "checkpoint_every": 4,
-                     "valid_batches": 1},
-        "sampling": {"steps": 2, "batch_size": 4},
-    }))
-"""
 
 
 STEPS = 120
@@ -46,7 +33,13 @@ def recipe(tmp_path_factory):
         lines = [json.dumps({"src": f"q{i}", "trg": f"{i}a"}) for i in range(10)]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     path = folder / "recipe.py"
-    path.write_text(RECIPE.replace("DATA", repr(str(folder))))
+    path.write_text(
+        tiny_recipe(
+            folder,
+            process={"timesteps": 10, "timestep_sampling": "importance", "schedule": "learned"},
+            training={"steps": 200, "log_every": 20, "checkpoint_every": 4, "valid_batches": 1},
+        )
+    )
     return path
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny_recipe import tiny_recipe
 
 from dimba_jax import digests, parallel, train
 from dimba_jax.checkpoint import CheckpointError, Checkpoints
@@ -225,27 +226,15 @@ def test_a_write_that_fails_is_never_swallowed(workdir, small_files, noticed, ca
         assert again.whole_step() == 3
 
 
-RECIPE = """
-from dimba_jax.config import from_config_dict, to_config_dict
-
-def get_config(arg=None):
-    return to_config_dict(from_config_dict({
-        "data": {"path": DATA, "source_length": 4, "target_length": 4},
-        "tokenizer": {"kind": "bytes"},
-        "model": {"embedding_dim": 4, "d_model": 8, "layers": 1, "pattern": ("attention",), "head_dim": 8},
-        "training": {"steps": 15, "batch_size": 4, "log_every": 5, "checkpoint_every": 5, "valid_batches": 1},
-        "sampling": {"steps": 2, "batch_size": 4},
-    }))
-"""
-
-
 @pytest.fixture
 def recipe(tmp_path, write_pairs, monkeypatch):
     make = parallel.make_mesh
     monkeypatch.setattr(parallel, "make_mesh", lambda config: make(config, jax.devices()[:1]))
     write_pairs(tmp_path, 8)
     path = tmp_path / "recipe.py"
-    path.write_text(RECIPE.replace("DATA", repr(str(tmp_path))))
+    path.write_text(
+        tiny_recipe(tmp_path, training={"steps": 15, "log_every": 5, "checkpoint_every": 5, "valid_batches": 1})
+    )
     return path
 
 
