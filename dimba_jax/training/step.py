@@ -33,7 +33,8 @@ def batch_loss(
     config: RunConfig,
 ) -> tuple[Float[Array, ""], RowFigures]:
     """The objective over some rows, divided by `total`, the counted positions of the whole batch."""
-    found = PASSES[process.kind](graphdef, params, process, batch, draws, config)
+    all_target = config.data.source_length == 0  # of every row that is trained on, its padding too
+    found = PASSES[process.kind](graphdef, params, process, batch, draws, config, all_target=all_target)
     objective = reduce(found.objective, found.positions, draws.rows.weight, total)
 
     def row_sum(values: Array) -> Float[Array, " b"]:

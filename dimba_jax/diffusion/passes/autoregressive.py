@@ -16,14 +16,21 @@ from dimba_jax.diffusion.passes.masked import visible_positions
 
 
 def autoregressive_pass(
-    graphdef: nnx.GraphDef, params: PyTree, process: Autoregressive, batch: Batch, draws: StepDraws, config: RunConfig
+    graphdef: nnx.GraphDef,
+    params: PyTree,
+    process: Autoregressive,
+    batch: Batch,
+    draws: StepDraws,
+    config: RunConfig,
+    *,
+    all_target: bool = False,
 ) -> Pass:
     """Every target token from those before it, in one causal pass."""
     denoiser: Any = nnx.merge(graphdef, params)
     tokens, target, first = batch["tokens"], batch["target"], config.data.source_length
     logits = denoiser(
         process.inputs(tokens, target), jnp.zeros(tokens.shape[0]),
-        visible=visible_positions(batch, draws.rows.keep) if first else None, first=first, key=draws.dropout,
+        visible=None if all_target else visible_positions(batch, draws.rows.keep), first=first, key=draws.dropout,
     )  # fmt: skip
     tokens = tokens[:, first:]
     positions = counted(target, batch["valid"], "target", config.process.loss_on_padding)[:, first:]

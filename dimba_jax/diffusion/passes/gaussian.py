@@ -15,9 +15,19 @@ from dimba_jax.diffusion.predict import predict
 
 
 def gaussian_pass(
-    graphdef: nnx.GraphDef, params: PyTree, process: Gaussian, batch: Batch, draws: StepDraws, config: RunConfig
+    graphdef: nnx.GraphDef,
+    params: PyTree,
+    process: Gaussian,
+    batch: Batch,
+    draws: StepDraws,
+    config: RunConfig,
+    *,
+    all_target: bool = False,
 ) -> Pass:
-    """Noises the targets and predicts them, perhaps from an earlier prediction (self-conditioning)."""
+    """Noises the targets and predicts them, perhaps from an earlier prediction (self-conditioning).
+
+    `all_target` changes nothing here: padding of a source is hidden by the condition.
+    """
     denoiser = nnx.merge(graphdef, params)
     tokens, target, valid = batch["tokens"], batch["target"], batch["valid"]
     t, _, noise_keys, keep = draws.rows

@@ -15,19 +15,27 @@ from dimba_jax.diffusion.passes.contract import Batch, Pass, StepDraws, is_best
 
 
 def masked_pass(
-    graphdef: nnx.GraphDef, params: PyTree, process: Masked, batch: Batch, draws: StepDraws, config: RunConfig
+    graphdef: nnx.GraphDef,
+    params: PyTree,
+    process: Masked,
+    batch: Batch,
+    draws: StepDraws,
+    config: RunConfig,
+    *,
+    all_target: bool = False,
 ) -> Pass:
     """Masks targets and predicts what stood there. The source is never masked (as in LLaDA's fine-tuning).
 
     With blocks the network also reads the clean row, so that a masked block sees the clean ones before it
-    (BD3-LM, arXiv 2503.09573, section 3.2); every block has a time of its own.
+    (BD3-LM, arXiv 2503.09573, section 3.2); every block has a time of its own. With `all_target` every position
+    is known to be one, so that nothing is hidden and the network needs no mask.
     """
     denoiser: Any = nnx.merge(graphdef, params)
     tokens, target, first = batch["tokens"], batch["target"], config.data.source_length
     size = config.process.block_size
     t = position_times(draws.rows.t, first, tokens.shape[1])
     noised = process.corrupt(draws.rows.noise, tokens, t, target)
-    visible = visible_positions(batch, draws.rows.keep) if first else None
+    visible = None if all_target else visible_positions(batch, draws.rows.keep)
     time = process.network_time(draws.rows.t)
     if size:
         logits = denoiser.two_streams(
