@@ -57,11 +57,21 @@ def test_scanned_unrolled_and_rematerialised_layers_agree():
     key = jax.random.key(7)
     stack = drawn(config)
     expected = run_with_gradients(stack, *inputs(), key)
-    for change in (dict(scan_layers=False, remat="dots"), dict(remat="full")):
+    for change in (dict(scan_layers=False, remat="dots"), dict(remat="full"), dict(remat="kernels")):
         other = drawn(dataclasses.replace(config, **change))
         assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (stack, other)), strict=True))
         for a, b in zip(run_with_gradients(other, *inputs(), key), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(("remat", "kept"), [("full", 0), ("dots", 0), ("kernels", 4)])
+def test_what_scans_read_and_returned_is_kept_if_asked_for(remat, kept, capsys):
+    """Of each of two directions: what its convolution gave, and what its scan did."""
+    config = dataclasses.replace(CONFIG, pattern=("mamba2",), direction="untied", scan_layers=False, remat=remat)
+    stack = jax.jit(lambda: Stack(config, 1, rngs=nnx.Rngs(0)))()
+    h, c = inputs()
+    jax.ad_checkpoint.print_saved_residuals(lambda stack, h: jnp.sum(stack(h, MASK, c)), stack, h)
+    assert capsys.readouterr().out.count("named 'scan'") == kept
 
 
 def test_layers_are_stacked_and_the_pattern_repeats():
