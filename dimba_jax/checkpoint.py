@@ -7,9 +7,11 @@ the digests in it, so a step that exists was whole; what is read is held against
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
@@ -17,16 +19,14 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from dimba_jax import digests, leftovers, parallel, write_errors
-from dimba_jax.errors import UserError
+from dimba_jax.errors import CheckpointError
+from dimba_jax.intact import IntactSteps
 from dimba_jax.leaves import differences, flat_parts, placed, shapes, unflat
 from dimba_jax.progress import announce
 
 FOLDER = "checkpoints"
 FORMAT = 2  # of what a step holds; a change that older versions would misread raises it
-
-
-class CheckpointError(UserError, ValueError):
-    """A checkpoint that cannot be written, is damaged, or does not fit what it is read into."""
+_PATIENCE = 30  # seconds
 
 
 class Checkpoints:
@@ -38,13 +38,15 @@ class Checkpoints:
         self._open: ocp.CheckpointManager | None = None
         self._writing: int | None = None  # the step that is being written
         self._first_save, self._failed = True, False
-        self._whole: dict[int, set[str | None]] = {}  # the parts of steps that were held against their digests
-        self._said: set[int] = set()  # steps that were spoken of
+        self._intact = IntactSteps(self.folder)
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and jax.process_count() > 1:
+            self._close_in_time()
+            return
         try:
             self.close()
         except CheckpointError as error:
@@ -83,7 +85,7 @@ class Checkpoints:
         if self._first_save and jax.process_index() == 0:
             leftovers.clear_unfinished(self.folder)  # of a run that was killed
         self._first_save, self._writing = False, step
-        self._whole.pop(step, None)
+        self._intact.forget(step)
         if not self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items))):
             raise CheckpointError(f"{self.folder} has a step after {step}, {self.latest_step()}: choose a new workdir")
 
@@ -95,36 +97,15 @@ class Checkpoints:
         """`step`, or else the latest one, if its files are as they were written; None if there is no step at all.
 
         Where the latest is damaged the one before it is taken, and that is said. `parts` are those that will be read
-        (None: all). A step without digests, of an earlier version, is taken unchecked, and that is said too.
+        (None: all). Of several processes the first one decides for all; each must ask.
 
         Raises:
           FileNotFoundError: there is no such step.
-          CheckpointError: `step`, or every step, is damaged.
+          CheckpointError: `step`, or every step, is damaged; or another process does not see it.
         """
         self.wait()
-        found = sorted(self._manager.all_steps(), reverse=True) if self.folder.is_dir() else []
-        if step is not None and found:
-            if step not in found:
-                shown = ", ".join(map(str, reversed(found)))
-                raise FileNotFoundError(f"{self.folder.parent} has no step {step}; it has {shown}")
-            found = [step]
-        damaged: dict[int, str] = {}
-        for one in found:
-            wrong = self._damage(one, parts)
-            if wrong is None:
-                for other in sorted(damaged.keys() - self._said):
-                    announce(f"{self.folder / str(other)} is damaged ({damaged[other]}): step {one} is used instead")
-                self._said |= damaged.keys()
-                return one
-            damaged[one] = wrong
-        if step is not None and damaged:
-            place = self.folder / str(step)
-            raise CheckpointError(f"{place} is damaged: {damaged[step]}; leave --step out, or choose another")
-        if damaged:
-            what = "; ".join(f"{self.folder / str(one)}: {wrong}" for one, wrong in damaged.items())
-            what = f"every checkpoint of {self.folder.parent} is damaged: {what}"
-            raise CheckpointError(f"{what}. Put one back from a copy, or choose a new workdir")
-        return None
+        found = leftovers.whole(self.folder)
+        return self._intact.choose(found, step, parts)
 
     def resolve(self, step: int | None, parts: Collection[str]) -> int:
         """The step to read these parts from: `whole_step`, where there is one.
@@ -221,11 +202,13 @@ class Checkpoints:
             leftovers.forget_damaged(self.folder, written)
 
     def raise_failure(self) -> None:
-        """Raises CheckpointError if a write has failed; waits for none, so it may be asked at any time.
-
-        Of several processes one that failed alone is not noticed by the others: end such a run from outside.
-        """
-        if self._writing is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+        """Raises CheckpointError if a write has failed in this process; waits for none, so may be asked at any time."""
+        if self._writing is None:
+            return
+        if jax.process_count() > 1:
+            if error := write_errors.failure():
+                self._guarded(lambda: _raise(error))
+        elif not self._manager.is_saving_in_progress():
             self.wait()
 
     def close(self) -> None:
@@ -237,6 +220,18 @@ class Checkpoints:
                 self._open = None
                 if not self._failed:  # what fails after the first failure is logged later still
                     write_errors.loud_again()
+
+    def _close_in_time(self) -> None:
+        """Closes behind an error. A write ends when all processes have done their part, and others may be gone."""
+
+        def close() -> None:
+            with contextlib.suppress(Exception):  # said already, or told by the first error
+                self.close()
+
+        if not self._failed:
+            closing = threading.Thread(target=close, daemon=True)
+            closing.start()
+            closing.join(_PATIENCE)
 
     @property
     def _manager(self) -> ocp.CheckpointManager:
@@ -265,30 +260,12 @@ class Checkpoints:
             step, self._writing, self._failed = self._writing, None, True
             if jax.process_index() == 0:
                 leftovers.clear_unfinished(self.folder, step)  # it takes the room that may be what is missing
-            last = self.latest_step()
+            last = max(leftovers.whole(self.folder), default=None)
             left = "there is none from before" if last is None else f"step {last} is the last whole one"
             what = f"the checkpoint of step {step} could not be written below {self.folder}"
-            advice = (
-                "Make room or mend the disk, and start again"
-                if write_errors.of_the_disk(error)
-                else ("This is no fault of the disk: please report it")
-            )
-            raise CheckpointError(f"{what} ({write_errors.reason(error)}); {left}. {advice}") from error
-
-    def _damage(self, step: int, parts: Collection[str] | None) -> str | None:
-        whole = self._whole.setdefault(step, set())
-        if None in whole or (parts is not None and whole.issuperset(parts)):
-            return None
-        folder = self.folder / str(step)
-        try:
-            wrong = digests.damage(folder, parts)
-        except FileNotFoundError:
-            if not folder.is_dir():
-                return "it is gone: a run may have removed it meanwhile"
-            wrong = f"{digests.FILE} is missing"
-        if wrong is None:
-            whole.update([None] if parts is None else parts)
-        return wrong
+            raise CheckpointError(
+                f"{what} ({write_errors.reason(error)}); {left}. {write_errors.advice(error)}"
+            ) from error
 
     def _read_json(self, name: str, step: int | None) -> dict[str, Any]:
         step = self.resolve(step, {name})  # before the manager, which creates the folder, is asked for
@@ -303,3 +280,7 @@ class Checkpoints:
                 what = f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ)"
                 lines = "\n  ".join(["use the config it was trained with", *differ[:5], *more])
                 raise CheckpointError(f"{what}: {lines}")
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from dimba_jax.config import ConfigError, RunConfig, SamplingConfig, from_config_dict, to_dict
 from dimba_jax.errors import UserError
 
+_USERS = (flags.Error, UserError, OSError)  # errors of the user's
 USER_ERROR = 2
 
 _SAMPLING_HELP = {
@@ -248,12 +249,20 @@ def run(
             print(f"{doc}\n{values.get_help()}")
             return 0
         return body(values) or 0
-    except (flags.Error, UserError, OSError) as error:
-        print(f"{command}: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
+    except (*_USERS, KeyboardInterrupt) as error:
+        return say(command, error)
+
+
+def say(command: str, error: BaseException) -> int:
+    """Prints what ended a command, a user's error as one line, others with their traceback; returns the exit status."""
+    if isinstance(error, KeyboardInterrupt):
         print(f"{command}: stopped", file=sys.stderr)
         return 130
+    if isinstance(error, _USERS):
+        print(f"{command}: {error}", file=sys.stderr)
+        return USER_ERROR
+    traceback.print_exception(error)
+    return 1
 
 
 def output_file(name: str, suffix: str | None = None, reads: Sequence[str | Path] = ()) -> Path:

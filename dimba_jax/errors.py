@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """A configuration that cannot be run; the message names the key and says what to do."""
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be written, is damaged, or does not fit what it is read into."""

@@ -1,4 +1,4 @@
-"""What lies beside the whole steps of a run: steps that were being written when it was killed, and damaged ones."""
+"""What lies in the folders of a run: whole steps, steps that were being written when it was killed, damaged ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from pathlib import Path
 
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a step that is being written
 DAMAGED = "damaged"  # beside the checkpoints: steps that a run found damaged, until it has written them anew
+
+
+def whole(folder: Path) -> list[int]:
+    """The steps on disk, of which orbax may believe one more while it is being written."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 def unfinished(folder: Path, step: int | None = None) -> list[Path]:

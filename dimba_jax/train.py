@@ -36,11 +36,18 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> int:
     workdir = commandline.workdir(options.workdir)
 
     # only now, so that a mistyped flag is answered at once
+    import jax
+
     from dimba_jax import distributed
     from dimba_jax.training.loop import train
 
     distributed.initialize(**commandline.given_distributed(options))
-    outcome = train(config, workdir, command=command)
+    try:
+        outcome = train(config, workdir, command=command)
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        distributed.leave(commandline.say("train", error))
     return 130 if outcome.interrupted == signal.SIGINT else 0
 
 

@@ -13,7 +13,15 @@ _SYSTEM = re.compile(r"os_error_code='(\d+)'")
 
 def of_the_disk(error: BaseException) -> bool:
     """Whether the system refused a write."""
-    return isinstance(error, OSError) or bool(_SYSTEM.search(str(error)))
+    return (isinstance(error, OSError) and not isinstance(error, TimeoutError)) or bool(_SYSTEM.search(str(error)))
+
+
+def advice(error: BaseException) -> str:
+    if of_the_disk(error):
+        return "Make room or mend the disk, and start again"
+    if isinstance(error, TimeoutError):  # orbax's, at a barrier
+        return "Another process has not done its part: see what it says"
+    return "This is no fault of the disk: please report it"
 
 
 def reason(error: BaseException) -> str:
@@ -26,15 +34,35 @@ def reason(error: BaseException) -> str:
 
 def quieten() -> None:
     """Drops the tracebacks that are logged of an error in orbax's threads: that error is raised, too."""
+    _quiet.failure = None
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_is_news)
+        logging.getLogger(name).addFilter(_quiet)
 
 
 def loud_again() -> None:
     for name in _LOGGERS:
-        logging.getLogger(name).removeFilter(_is_news)
+        logging.getLogger(name).removeFilter(_quiet)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    trace = record.exc_info[2] if record.exc_info else None
-    return not any("orbax" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))
+def failure() -> BaseException | None:
+    """The first error in orbax's threads since `quieten`.
+
+    Of several processes orbax raises it once all have come to the end of the write, and those whose part did not fail
+    never do; only its log has it before.
+    """
+    return _quiet.failure
+
+
+class _Quiet(logging.Filter):
+    failure: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.exc_info or not record.exc_info[1]:
+            return True
+        ours = any("orbax" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(record.exc_info[2]))
+        if ours and self.failure is None:
+            self.failure = record.exc_info[1]
+        return not ours
+
+
+_quiet = _Quiet()

@@ -43,13 +43,16 @@ def recipe(tmp_path, write_pairs):
     return path
 
 
-def start(recipe, workdir, devices, flags):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | {
+def environment(devices):
+    return {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | {
         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'kernels'}",
     }  # fmt: skip
+
+
+def start(recipe, workdir, devices, flags):
     command = [sys.executable, "-m", "dimba_jax.train", f"--config={recipe}", f"--workdir={workdir}", *flags]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(devices), stderr=subprocess.PIPE, text=True)
 
 
 def finish(processes):
