@@ -12,7 +12,7 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _FLAGS = {"--xla_force_host_platform_device_count": "8"}
 if version("jax").startswith("0.10."):
-    # tests compile more than they compute, which XLA's former emitters do in two thirds of the time; jax 0.11 has them not
+    # tests compile more than they compute, which XLA's former emitters do in two thirds of the time; jax 0.11 has none
     _FLAGS["--xla_cpu_use_fusion_emitters"] = "false"
 for _flag, _value in _FLAGS.items():
     if _flag not in os.environ.get("XLA_FLAGS", ""):
