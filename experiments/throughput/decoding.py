@@ -3,7 +3,8 @@
     PYTHONPATH=.:kernels python experiments/throughput/decoding.py --output=decoding.jsonl
     PYTHONPATH=.:kernels JAX_PLATFORMS=cpu python experiments/throughput/decoding.py --size tiny --lengths 64 128
 
-Random weights of the 1.3B class, bfloat16, batch 1. Timed are
+Random weights of the 1.3B class, bfloat16, batch 1; "diffumamba unroll" has its layers one by one instead of a scan
+over them. Timed are
 
   full      a denoising call over all L positions, without the head (logits of one position)
   block     a call over a block of 32 positions behind a cache of L - 32, with the head; for masked models, whose cache
@@ -50,13 +51,18 @@ SYSTEMS = {
 }
 
 
-def config_of(size: str, variant: str) -> RunConfig:
+def config_of(size: str, system: str) -> RunConfig:
+    """The config of a system, "unroll" behind its name or not."""
+    name, *changes = system.split()
+    if name not in SYSTEMS or changes not in ([], ["unroll"]):
+        raise SystemExit(f"--systems {system!r} is unknown; there are {', '.join(SYSTEMS)}, and each with unroll")
+    variant, _ = SYSTEMS[name]
     base: RunConfig = recipe("diffumamba").SIZES[size]
     if variant == "ar":
         config = autoregressive(base, "ar", pattern=("attention",), mlp_ratio=4.0)
     else:
         config = recipe("diffumamba").VARIANTS[f"{size}{variant}"]
-    return replace(config, model=replace(config.model, dtype="bfloat16"))
+    return replace(config, model=replace(config.model, dtype="bfloat16", scan_layers=not changes))
 
 
 def network(config: RunConfig) -> tuple[nnx.GraphDef, nnx.State]:
@@ -158,7 +164,7 @@ def measure(kind: str, config: RunConfig, graphdef: Any, params: Any, length: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1b3", help="of configs/diffumamba.py")
-    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS))
     parser.add_argument("--kinds", nargs="*", default=["full", "block", "token", "refresh", "window"])
     parser.add_argument("--lengths", nargs="*", type=int, default=[1024, 4096, 16384, 65536, 131072])
     parser.add_argument("--samples", type=int, default=5)
@@ -174,8 +180,8 @@ def main() -> None:
     print("| system | call | L | ms (least-most) | compile s | temporary GiB |")
     print("|" + "---|" * 6, flush=True)
     for system in options.systems:
-        variant, kinds = SYSTEMS[system]
-        config = config_of(options.size, variant)
+        config = config_of(options.size, system)
+        _, kinds = SYSTEMS[system.split()[0]]
         graphdef, params = network(config)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         for kind in (kind for kind in kinds if kind in options.kinds):

@@ -36,6 +36,11 @@ def read(name: str) -> list[dict[str, Any]]:
     return [line for line in lines if "error" not in line]
 
 
+def named(system: str) -> str:
+    name, *changes = system.split()
+    return NAMES[name] + (", unrolled" if changes else "")
+
+
 def fit(latency: dict[int, float]) -> np.ndarray:
     """a, b, c of a L^2 + b L + c, none negative, with the least sum of squared relative errors."""
     lengths, ms = np.array(list(latency), float), np.array(list(latency.values()))
@@ -83,20 +88,20 @@ def main() -> None:
     print("|" + "---|" * 8)
     for system, values in full.items():
         for length, ms in values.items():
-            peer = PEERS[system].get(length)
+            peer = PEERS[system.split()[0]].get(length)
             compared = f"{peer:g} | {ms / peer:.2f}" if peer else "| "
             speeds = " | ".join(f"{p / ms * 1e3:,.1f}" for p in TOKENS_A_CALL)
             other = full.get("diffutran", {}).get(length)
-            gain = f"{other / ms:.2f}" if other and system != "diffutran" else ""
-            print(f"| {NAMES[system]} | {length:,} | {ms:.1f} | {compared} | {speeds} | {gain} |")
+            gain = f"{other / ms:.2f}" if other and not system.startswith("diffutran") else ""
+            print(f"| {named(system)} | {length:,} | {ms:.1f} | {compared} | {speeds} | {gain} |")
 
     print("\n| system | a, ms | b, ms | c, ms | largest error of the fit |\n|---|---|---|---|---|")
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for system, values in full.items():
         a, b, c = fit(values)
         worst = max(abs((a * l**2 + b * l + c) / ms - 1) for l, ms in values.items())
-        print(f"| {NAMES[system]} | {a:.3g} L^2 | {b:.3g} L | {c:.2f} | {100 * worst:.0f}% |")
-        (line,) = axes.plot(list(values), [8 / ms * 1e3 for ms in values.values()], "o", label=NAMES[system])
+        print(f"| {named(system)} | {a:.3g} L^2 | {b:.3g} L | {c:.2f} | {100 * worst:.0f}% |")
+        (line,) = axes.plot(list(values), [8 / ms * 1e3 for ms in values.values()], "o", label=named(system))
         dense = np.geomspace(min(values), max(values), 60)
         axes.plot(dense, 8e3 / (a * dense**2 + b * dense + c), "-", color=line.get_color(), linewidth=1)
     others = {key: ms for key, ms in latency.items() if key[1] in ("block", "token")}
@@ -106,7 +111,7 @@ def main() -> None:
         for length, ms in sorted(values.items()):
             per_block = [BLOCK / p + 1 for p in TOKENS_A_CALL]
             speeds = [BLOCK / (calls * ms) * 1e3 for calls in per_block] if kind == "block" else [1e3 / ms] * 2
-            print(f"| {NAMES[system]} | {kind} | {length:,} | {ms:.2f} | {speeds[0]:,.0f} | {speeds[1]:,.0f} |")
+            print(f"| {named(system)} | {kind} | {length:,} | {ms:.2f} | {speeds[0]:,.0f} | {speeds[1]:,.0f} |")
     axes.set(xscale="log", yscale="log", xlabel="length L", ylabel="tokens/s, L/8 calls over the whole sequence")
     axes.set_title("1.3B size, batch 1, bfloat16, one H200", fontsize=10)
     axes.legend()
