@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 _LOGGERS = ("absl", "asyncio")
 _SYSTEM = re.compile(r"os_error_code='(\d+)'")
@@ -33,13 +36,17 @@ def reason(error: BaseException) -> str:
 
 
 def quieten() -> None:
-    """Drops the tracebacks that are logged of an error in orbax's threads: that error is raised, too."""
+    """Drops the tracebacks of an error in orbax's threads, logged or printed: that error is raised, too."""
     _quiet.failure = None
+    if sys.unraisablehook is not _unraisable:
+        _quiet.hook, sys.unraisablehook = sys.unraisablehook, _unraisable
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_quiet)
 
 
 def loud_again() -> None:
+    if sys.unraisablehook is _unraisable and _quiet.hook is not None:
+        sys.unraisablehook = _quiet.hook
     for name in _LOGGERS:
         logging.getLogger(name).removeFilter(_quiet)
 
@@ -53,8 +60,17 @@ def failure() -> BaseException | None:
     return _quiet.failure
 
 
+def _unraisable(what: sys.UnraisableHookArgs, /) -> None:
+    """TensorStore's other writes end when the event loop that one of them failed in is closed already."""
+    if isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed":
+        return
+    assert _quiet.hook is not None  # `quieten` sets both
+    _quiet.hook(what)
+
+
 class _Quiet(logging.Filter):
     failure: BaseException | None = None
+    hook: Callable[[sys.UnraisableHookArgs], Any] | None = None  # the one before
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.exc_info or not record.exc_info[1]:

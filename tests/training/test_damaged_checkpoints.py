@@ -196,6 +196,7 @@ def small_files():
     limit(False)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's other writes
 @pytest.mark.parametrize("noticed", ["wait", "close", "save", "look"])
 def test_a_write_that_fails_is_never_swallowed(workdir, small_files, noticed, capfd):
     checkpoints = Checkpoints(workdir)
