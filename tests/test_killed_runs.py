@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from processes import environment
 from tiny_recipe import tiny_recipe
 
-import dimba_jax
 from dimba_jax.sampling.load import load
-
-REPOSITORY = Path(dimba_jax.__file__).parents[1]
-
 
 STEPS = 120
 
@@ -65,16 +60,12 @@ class Life:
     """One process of a run, whose stderr goes to a file."""
 
     def __init__(self, recipe, workdir, steps, compiled, **more):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | {
-            "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'kernels'}",
-        } | more  # fmt: skip
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         command = [sys.executable, "-m", "dimba_jax.train", f"--config={recipe}:{steps}", f"--workdir={workdir}"]
         self.checkpoints = workdir / "checkpoints"
         self._log = workdir.with_suffix(".log")
         with self._log.open("w") as log:
-            self.process = subprocess.Popen(command, env=environment, stderr=log)
+            self.process = subprocess.Popen(command, env=environment() | cache | more, stderr=log)
         self._give_up = time.monotonic() + 300
 
     def said(self):

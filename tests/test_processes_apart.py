@@ -5,7 +5,7 @@ import sys
 import textwrap
 
 import pytest
-from test_two_processes import environment, free_port
+from processes import environment, free_port
 
 from dimba_jax import commandline, distributed, train
 from dimba_jax.checkpoint import Checkpoints

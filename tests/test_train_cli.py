@@ -1,18 +1,16 @@
 """python -m dimba_jax.train: its errors are one line, and a signal ends it with a checkpoint."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from processes import environment
 
 from dimba_jax import train
 
-REPOSITORY = Path(train.__file__).parents[1]
 RECIPE = """
 from dimba_jax.config import from_config_dict, to_config_dict
 
@@ -88,12 +86,8 @@ def test_help(capsys):
 
 def test_sigterm_saves_and_ends_well(recipe, tmp_path):
     workdir = tmp_path / "run"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'kernels'}",
-    }  # fmt: skip
     command = [sys.executable, "-m", "dimba_jax.train", f"--config={recipe}:named", f"--workdir={workdir}"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     try:
         metrics, give_up = workdir / "metrics.jsonl", time.monotonic() + 300
         while not (metrics.exists() and metrics.read_text().count("\n") >= 3):

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from processes import environment, free_port
 
-import dimba_jax
 from dimba_jax.sampling.load import load
 
-REPOSITORY = Path(dimba_jax.__file__).parents[1]
 STEPS = 4
 RECIPE = """
 from dimba_jax.config import from_config_dict, to_config_dict
@@ -43,13 +39,6 @@ def recipe(tmp_path, write_pairs):
     return path
 
 
-def environment(devices):
-    return {name: value for name, value in os.environ.items() if not name.startswith("JAX_")} | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'kernels'}",
-    }  # fmt: skip
-
-
 def start(recipe, workdir, devices, flags):
     command = [sys.executable, "-m", "dimba_jax.train", f"--config={recipe}", f"--workdir={workdir}", *flags]
     return subprocess.Popen(command, env=environment(devices), stderr=subprocess.PIPE, text=True)
@@ -63,12 +52,6 @@ def finish(processes):
             process.kill()
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)
     return said
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def losses(workdir):
