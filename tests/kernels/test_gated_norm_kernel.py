@@ -20,7 +20,7 @@ CASES = {
     "power_of_two": (Shape(2, 1, 3, 64), 1),
     "groups": (Shape(2, 2, 3, 24), 3),
     "groups_of_one_feature": (Shape(1, 1, 2, 4), 4),
-    "more_rows_than_programs": (Shape(2, 2, 600, 3), 1),  # so that a program adds up several rows' gradients
+    "more_rows_than_programs": (Shape(2, 2, 10, 3), 1),  # so that a program adds up several rows' gradients
 }
 
 
@@ -36,8 +36,10 @@ def run_of(implementation: str, groups: int = 1):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
-def test_agrees_with_reference(implementation, case, dtype):
+def test_agrees_with_reference(implementation, case, dtype, monkeypatch):
     shape, groups = CASES[case]
+    if case == "more_rows_than_programs" and implementation == "gpu":
+        monkeypatch.setattr("dimba_kernels.gated_norm.gpu._PROGRAMS", 12)
     arrays = arguments(shape, DTYPES[dtype])
     assert_agreement(run_of(implementation, groups), run_of("reference", groups), arrays, TOLERANCE[dtype])
 
