@@ -104,7 +104,7 @@ class ModelConfig:
     # compute
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matmuls; parameters stay float32
     # what a layer keeps of its activations for the backward pass: all; nothing; the results of its weight matmuls;
-    # those, what its scans read and returned, and what fused attention did. The rest is computed again.
+    # those, and what its scans and fused attention read and returned. The rest is computed again.
     remat: Literal["none", "full", "dots", "kernels"] = "none"
     scan_layers: bool = True
     implementation: Literal["auto", "reference", "xla", "gpu", "tpu"] = "auto"  # of the scan kernels

@@ -10,6 +10,7 @@ from flax import nnx
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.conditioning import sinusoidal
+from dimba_jax.models.mixers.core import SAVED
 from dimba_jax.models.stack import Stack
 
 CONFIG = ModelConfig(
@@ -64,14 +65,22 @@ def test_scanned_unrolled_and_rematerialised_layers_agree():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
-@pytest.mark.parametrize(("remat", "kept"), [("full", 0), ("dots", 0), ("kernels", 4)])
-def test_what_scans_read_and_returned_is_kept_if_asked_for(remat, kept, capsys):
-    """Of each of two directions: what its convolution gave, and what its scan did."""
-    config = dataclasses.replace(CONFIG, pattern=("mamba2",), direction="untied", scan_layers=False, remat=remat)
+@pytest.mark.parametrize(
+    ("mixer", "remat", "kept"),
+    [
+        ("mamba2", "full", 0),
+        ("mamba2", "dots", 0),
+        ("mamba2", "kernels", 4),  # of each of two directions: what its convolution gave, and what its scan did
+        ("attention", "dots", 0),
+        ("attention", "kernels", 2),  # rotated queries and keys
+    ],
+)
+def test_what_mixers_read_and_returned_is_kept_if_asked_for(mixer, remat, kept, capsys):
+    config = dataclasses.replace(CONFIG, pattern=(mixer,), direction="untied", scan_layers=False, remat=remat)
     stack = jax.jit(lambda: Stack(config, 1, rngs=nnx.Rngs(0)))()
     h, c = inputs()
     jax.ad_checkpoint.print_saved_residuals(lambda stack, h: jnp.sum(stack(h, MASK, c)), stack, h)
-    assert capsys.readouterr().out.count("named 'scan'") == kept
+    assert capsys.readouterr().out.count(f"named '{SAVED}'") == kept
 
 
 def test_layers_are_stacked_and_the_pattern_repeats():

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from dimba_kernels.sharding import splits_positions
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from dimba_jax.config import ConfigError, ModelConfig
 from dimba_jax.models.linear import Linear, Part
-from dimba_jax.models.mixers.core import target_platform
+from dimba_jax.models.mixers.core import SAVED, target_platform
 from dimba_jax.models.mixers.state import KVCache
 
 ROTARY_BASE = 10_000.0
@@ -142,7 +143,7 @@ class Attention(nnx.Module):
         """Queries, keys and values (b, l, h, p) of positions from `start` on, rotated."""
         parts = (Part(x.shape[2]),) * 3
         q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in self.in_proj.cut(x, parts))
-        return rotate(q, start), rotate(k, start), v
+        return checkpoint_name(rotate(q, start), SAVED), checkpoint_name(rotate(k, start), SAVED), v
 
     def _attend(
         self,

@@ -21,7 +21,7 @@ from dimba_jax.config import ModelConfig
 from dimba_jax.models.linear import Part
 from dimba_jax.models.mixers.state import ScanState
 
-SAVED = "scan"  # what scans read and return has this name, for `config.remat` to keep
+SAVED = "mixed"  # the name of what scans read and return and attention reads, for `config.remat` to keep
 DT_MIN, DT_MAX = 1e-3, 1e-1  # the step sizes a fresh core starts from, log-uniform
 
 
