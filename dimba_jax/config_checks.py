@@ -59,10 +59,6 @@ def check(c: RunConfig) -> None:
     need(c.optimizer.epsilon > 0, f"config.optimizer.epsilon={c.optimizer.epsilon}: must be positive")
     need(c.optimizer.learning_rate > 0, f"config.optimizer.learning_rate={c.optimizer.learning_rate}: must be positive")
     need(
-        m.implementation not in ("gpu", "tpu"),
-        f"config.model.implementation={m.implementation!r} is not built yet: use 'auto', 'xla' or 'reference'",
-    )
-    need(
         not (m.context == "none" and p.loss_on == "all"),
         "config.process.loss_on='all' needs the source in the sequence: context='none' leaves it out",
     )

@@ -67,7 +67,10 @@ def recipe(tmp_path, write_pairs):
             ["--config=RECIPE", "--workdir=w", "--config.training.valid_batches=0"],
             "valid_batches=0: must be at least 1",
         ),
-        (["--config=RECIPE", "--workdir=w", "--config.model.implementation=gpu"], "not built yet"),
+        (
+            ["--config=RECIPE", "--workdir=w", "--config.model.implementation=tpu"],
+            "it runs on a TPU, and the platform is 'cpu'",
+        ),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(recipe, tmp_path, capsys, arguments, expected):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from dimba_kernels.dispatch import obstacle
 from flax import nnx
 
-from dimba_jax.config import RunConfig
+from dimba_jax.config import ConfigError, RunConfig
 from dimba_jax.models.denoiser import Denoiser
 from dimba_jax.models.token_denoiser import TokenDenoiser
+from dimba_jax.progress import announce
 
 
 def make_denoiser(config: RunConfig, vocab_size: int, rngs: nnx.Rngs) -> Denoiser | TokenDenoiser:
@@ -35,6 +39,22 @@ def make_denoiser(config: RunConfig, vocab_size: int, rngs: nnx.Rngs) -> Denoise
         conditioned=config.process.kind == "masked",
         rngs=rngs,
     )
+
+
+def check_implementation(config: RunConfig) -> None:
+    """Raises ConfigError if config.model.implementation cannot run here."""
+    name = config.model.implementation
+    if why := obstacle(name):
+        raise ConfigError(f"config.model.implementation={name!r}: {why}. 'auto' takes the best that can run here")
+
+
+def portable(config: RunConfig) -> RunConfig:
+    """The config with kernels that can run here, which is said if they are others."""
+    name = config.model.implementation
+    if obstacle(name) is None:
+        return config
+    announce(f"config.model.implementation={name!r} cannot run here: 'auto' in its place")
+    return replace(config, model=replace(config.model, implementation="auto"))
 
 
 def abstract_denoiser(config: RunConfig, vocab_size: int) -> tuple[nnx.GraphDef, nnx.State]:

@@ -16,7 +16,7 @@ from dimba_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process
 from dimba_jax.diffusion.process import Process
 from dimba_jax.errors import ConfigError
-from dimba_jax.models.build import abstract_denoiser
+from dimba_jax.models.build import abstract_denoiser, portable
 
 DESCRIPTION = ("arrays", "config", "tokenizer")  # the small parts of a checkpoint
 
@@ -35,7 +35,8 @@ class LoadedModel:
 def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) -> LoadedModel:
     """Reads a checkpoint: the latest, or that of `step`; with averaged parameters if `ema`, or if the config says so.
 
-    Where files of the latest are damaged, the one before it is taken, and that is said.
+    Where files of the latest are damaged, the one before it is taken, and that is said. Kernels that cannot run here
+    give way to those that can, which is said, too.
 
     Raises:
       FileNotFoundError: no such checkpoint; the message says what there is.
@@ -48,7 +49,7 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
                 ema = from_config_dict(checkpoints.read_config(read)).sampling.ema
             # once and for all that is read: a run may be adding and removing steps, and one may be damaged
             read = checkpoints.resolve(step, (*DESCRIPTION, "ema" if ema else "params", "process"))
-            config = from_config_dict(checkpoints.read_config(read))
+            config = portable(from_config_dict(checkpoints.read_config(read)))
             tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(read))
             graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)
         except (ConfigError, DataError) as error:

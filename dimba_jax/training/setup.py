@@ -21,7 +21,7 @@ from dimba_jax.data.pipeline import train_iterator
 from dimba_jax.data.rows import Rows, encode_split
 from dimba_jax.data.tokenizers import Tokenizer, check_kept, make_tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process, make_timestep_sampler
-from dimba_jax.models.build import abstract_denoiser, make_denoiser
+from dimba_jax.models.build import abstract_denoiser, check_implementation, make_denoiser
 from dimba_jax.training.feed import Feed
 from dimba_jax.training.figures import Usual
 from dimba_jax.training.optimizer import make_optimizer
@@ -63,10 +63,11 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     """Builds a run, and restores the latest checkpoint of the workdir if it holds one.
 
     Raises:
-      ConfigError: the batch or mesh does not fit the devices, or the checkpoint has other settings.
+      ConfigError: the batch, mesh or kernels do not fit the devices, or the checkpoint has other settings.
       DataError: the data cannot be used.
       CheckpointError: the checkpoint's arrays are another model's.
     """
+    check_implementation(config)
     mesh = parallel.make_mesh(config.mesh)
     rows, pieces = config.training.batch_size, config.training.accumulate
     parallel.check_batch(mesh, rows, "config.training.batch_size")

@@ -84,7 +84,7 @@ def choose(
             "that can run"
         )
     if implementation in _EXTRAS:
-        why = _obstacle(package, implementation, arguments)
+        why = obstacle(implementation, package) or _unsupported(package, implementation, arguments)
         if why is not None:
             raise NotImplementedError(
                 f"{operation} cannot run as implementation={implementation!r}: {why}; pass implementation=None for the "
@@ -104,8 +104,10 @@ def _best(package: str, arguments: Mapping[str, Any]) -> str:
     return "xla" if _unsupported(package, name, arguments) else name
 
 
-def _obstacle(package: str, name: str, arguments: Mapping[str, Any]) -> str | None:
-    """Why the accelerator's implementation cannot run, None if it can."""
+def obstacle(name: str, package: str = "dimba_kernels.ssd") -> str | None:
+    """Why an implementation cannot run here, whatever it is given; None if it can."""
+    if name not in _EXTRAS:
+        return None
     platform = target_platform()
     if platform != name and not _interprets(name):
         how = {
@@ -116,7 +118,7 @@ def _obstacle(package: str, name: str, arguments: Mapping[str, Any]) -> str | No
             f"it runs on a {name.upper()}, and the platform is {platform!r}. To lower it for one, trace it inside "
             f"`dimba_kernels.target({name!r})`; {how}"
         )
-    return _missing(package, name) or _unsupported(package, name, arguments)
+    return _missing(package, name)
 
 
 def _interprets(name: str) -> bool:

@@ -1,5 +1,7 @@
 """A model comes back from a checkpoint as it was saved, with its tokenizer and its learned schedule."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,3 +137,13 @@ def test_a_masked_model_comes_back_with_its_range_of_times(tmp_path):
     found = [generate(one, ["abc", "x"], config.sampling, seed=1) for one in (model, made)]
     assert found[0] == found[1]
     assert {of.network_calls for of in found[0]} == {3}
+
+
+def test_a_model_trained_with_kernels_for_other_hardware_is_sampled_with_those_for_this(parts, tmp_path, capsys):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, implementation="tpu"))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, parts, data_state=None, config=to_dict(config), tokenizer=ByteTokenizer().to_dict())
+    model = load(tmp_path)
+    assert model.config == dataclasses.replace(config, model=CONFIG.model)
+    assert "implementation='tpu' cannot run here: 'auto' in its place" in capsys.readouterr().err
+    assert generate(model, ["ab"], model.config.sampling)[0].texts
