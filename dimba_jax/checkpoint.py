@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,14 +20,14 @@ from flax import nnx
 from jaxtyping import PyTree
 
 from dimba_jax import digests, leftovers, parallel, write_errors
-from dimba_jax.errors import CheckpointError
+from dimba_jax.errors import CheckpointError, UserError
 from dimba_jax.intact import IntactSteps
 from dimba_jax.leaves import differences, flat_parts, placed, shapes, unflat
 from dimba_jax.progress import announce
 
 FOLDER = "checkpoints"
 FORMAT = 2  # of what a step holds; a change that older versions would misread raises it
-_PATIENCE = 30  # seconds
+_PATIENCE = 30  # seconds for a write that other processes may have left; JAX takes 100 to find those dead
 
 
 class Checkpoints:
@@ -44,7 +45,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and jax.process_count() > 1:
+        # an error of the user's is that of all processes, or of a write here; behind another one the others may be gone
+        if kind is not None and jax.process_count() > 1 and not issubclass(kind, UserError):
             self._close_in_time()
             return
         try:
@@ -85,6 +87,7 @@ class Checkpoints:
         if self._first_save and jax.process_index() == 0:
             leftovers.clear_unfinished(self.folder)  # of a run that was killed
         self._first_save, self._writing = False, step
+        write_errors.forget()
         self._intact.forget(step)
         if not self._guarded(lambda: self._manager.save(step, args=ocp.args.Composite(**items))):
             raise CheckpointError(f"{self.folder} has a step after {step}, {self.latest_step()}: choose a new workdir")
@@ -196,6 +199,11 @@ class Checkpoints:
         """
         if self._open is None:
             return
+        if jax.process_count() > 1:  # orbax would wait for the others first, which wait for this one
+            while self._writing is not None and self._open.is_saving_in_progress():
+                self.raise_failure()
+                time.sleep(0.05)
+            self.raise_failure()
         self._guarded(self._open.wait_until_finished)
         written, self._writing = self._writing, None
         if written is not None and jax.process_index() == 0:
@@ -213,16 +221,19 @@ class Checkpoints:
 
     def close(self) -> None:
         if self._open is not None:
+            if self._failed and jax.process_count() > 1:  # it would wait for the others
+                return
             try:
                 self.wait()
             finally:
-                self._open.close()
+                if not (self._failed and jax.process_count() > 1):
+                    self._open.close()
                 self._open = None
                 if not self._failed:  # what fails after the first failure is logged later still
                     write_errors.loud_again()
 
     def _close_in_time(self) -> None:
-        """Closes behind an error. A write ends when all processes have done their part, and others may be gone."""
+        """Closes, but waits only a while for a write, which ends when all processes have done their part."""
 
         def close() -> None:
             with contextlib.suppress(Exception):  # said already, or told by the first error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
@@ -19,6 +20,7 @@ from dimba_jax.errors import UserError
 
 TIMEOUT = 300  # seconds, as jax.distributed has it
 _MARGIN = 60  # seconds by which JAX waits longer than we do
+_LAST = 5  # seconds that process 0, without which JAX ends all others, leaves those that have the same error to say
 _GAVE_UP = 2  # exit status of commands whose user can mend something
 
 # JAX reads the first of them itself; for what it does not find there it asks the cluster
@@ -97,6 +99,8 @@ def leave(status: int) -> NoReturn:
     )
     sys.stdout.flush()
     sys.stderr.flush()
+    if jax.process_index() == 0:
+        time.sleep(_LAST)
     os._exit(status)
 
 

@@ -30,29 +30,53 @@ class IntactSteps:
         Raises:
           FileNotFoundError, CheckpointError: as `Checkpoints.whole_step`.
         """
-        if step is not None and step in found and self._known(step, parts):
-            return step
         if jax.process_count() == 1:
-            return self._look(found, step, parts)
-        answer: dict[str, Any] = {"found": sorted(found)}
+            if step is None or step not in found or not self._known(step, parts):
+                step = self._look(found, step, parts)
+        elif step is None or not self._known(step, parts):
+            step = self._agree(found, step, parts)
+        if step is not None:
+            self._note(step, parts)
+        return step
+
+    def _agree(self, found: Collection[int], step: int | None, parts: Collection[str] | None) -> int | None:
+        """What the first process finds, on all of them."""
+        all_found = parallel.gather_json(sorted(found))  # first, so that none waits for long in its first exchange
+        for number, other in enumerate(all_found):
+            if other != all_found[0]:
+                raise CheckpointError(self._not_shared(number, f"steps {other}", all_found[0]))
+        if not all_found[0]:
+            self._check_shared()
+            return None
+        answer: dict[str, Any] = {}
         if jax.process_index() == 0:
             try:
                 answer["chosen"] = self._look(found, step, parts)
             except (FileNotFoundError, CheckpointError) as error:
                 answer["error"], answer["missing"] = str(error), isinstance(error, FileNotFoundError)
-        answers = parallel.gather_json(answer)
-        if "error" in answers[0]:
-            raise (FileNotFoundError if answers[0]["missing"] else CheckpointError)(answers[0]["error"])
-        chosen = answers[0]["chosen"]
-        for number, other in enumerate(answers):
-            if chosen is not None and chosen not in other["found"]:
-                raise CheckpointError(
-                    f"process {number} sees no step {chosen} in {self.folder}, as process 0 does: "
-                    "give all processes one workdir that they share"
-                )
-        if chosen is not None:
-            self._note(chosen, parts)
-        return chosen
+        answer = parallel.gather_json(answer)[0]
+        if "error" in answer:
+            raise (FileNotFoundError if answer["missing"] else CheckpointError)(answer["error"])
+        return answer["chosen"]
+
+    def _check_shared(self) -> None:
+        """Before the first step: a file of the first process, which all must see."""
+        sign = self.folder.parent / ".seen-by-all-processes"
+        if jax.process_index() == 0:
+            sign.parent.mkdir(parents=True, exist_ok=True)
+            sign.touch()
+        parallel.gather_json(0)
+        seen = parallel.gather_json(sign.exists())
+        if jax.process_index() == 0:
+            sign.unlink()
+        if not all(seen):
+            raise CheckpointError(self._not_shared(seen.index(False), "another folder", "its own"))
+
+    def _not_shared(self, number: int, sees: str, first: Any) -> str:
+        return (
+            f"process {number} sees {sees} at {self.folder.parent}, and process 0 {first}: "
+            "give all processes one workdir that they share"
+        )
 
     def forget(self, step: int) -> None:
         """What was known of a step that is about to be written."""
@@ -93,8 +117,6 @@ class IntactSteps:
             if not folder.is_dir():
                 return "it is gone: a run may have removed it meanwhile"
             wrong = f"{digests.FILE} is missing"
-        if wrong is None:
-            self._note(step, parts)
         return wrong
 
     def _known(self, step: int, parts: Collection[str] | None) -> bool:

@@ -44,7 +44,7 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> int:
     distributed.initialize(**commandline.given_distributed(options))
     try:
         outcome = train(config, workdir, command=command)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if jax.process_count() == 1:
             raise
         distributed.leave(commandline.say("train", error))

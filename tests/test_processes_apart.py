@@ -55,22 +55,23 @@ def steps(workdir):
     return sorted(path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
-def test_a_write_that_fails_in_one_ends_both(tmp_path):
-    body = """
+@pytest.mark.parametrize("noticed", ["between steps", "at the end"])
+def test_a_write_that_fails_in_one_ends_both(tmp_path, noticed):
+    body = f"""
         import resource
-        with Checkpoints(workdir) as checkpoints:
-            save(checkpoints, 1)
-            checkpoints.wait()
-            if number == 1:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
-            try:
+        try:
+            with Checkpoints(workdir) as checkpoints:
+                save(checkpoints, 1)
+                checkpoints.wait()
+                if number == 1:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
                 save(checkpoints, 2)
-                for _ in range(3000):
+                for _ in range({3000 if noticed == "between steps" else 0}):
                     checkpoints.raise_failure()
                     time.sleep(0.02)
-            except CheckpointError as error:
-                print(error, flush=True)
-                distributed.leave(2)
+        except CheckpointError as error:
+            print(error, flush=True)
+            distributed.leave(2)
     """
     codes, out, err = run(tmp_path, body, [tmp_path, tmp_path])
     assert codes[1] == 2, err[1]
@@ -121,18 +122,28 @@ def test_one_process_chooses_the_step_for_all(tmp_path):
 def test_a_workdir_that_is_not_shared_is_found_out(tmp_path):
     body = """
         from pathlib import Path
-        with Checkpoints(workdir) as checkpoints:
+        def look(*folders):
+            try:
+                print(Checkpoints(folders[number]).whole_step())
+            except CheckpointError as error:
+                print(error)
+
+        folder = Path(workdir)
+        look(folder / "a", folder / "b")
+        look(folder / "a", folder / "a")
+        with Checkpoints(folder) as checkpoints:
             save(checkpoints, 1)
-        other = Checkpoints(workdir if number == 0 else Path(workdir) / "elsewhere")
-        try:
-            other.whole_step()
-        except CheckpointError as error:
-            print(error)
+        look(folder, folder / "b")
+        look(folder / "b", folder)
     """
     codes, out, err = run(tmp_path, body, [tmp_path, tmp_path])
     assert codes == [0, 0], err
     for text in out:
-        assert "process 1 sees no step 1" in text and "one workdir that they share" in text
+        lines = text.splitlines()
+        assert [line == "None" for line in lines] == [False, True, False, False]
+        assert all("one workdir that they share" in lines[i] for i in (0, 2, 3))
+        assert "process 1 sees another folder" in lines[0] and "process 1 sees steps [1]" in lines[3]
+    assert not list((tmp_path / "a").iterdir())
 
 
 def test_a_process_that_fails_waits_for_none(monkeypatch, tmp_path, capsys):

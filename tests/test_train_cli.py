@@ -69,7 +69,7 @@ def recipe(tmp_path, write_pairs):
         ),
         (
             ["--config=RECIPE", "--workdir=w", "--config.model.implementation=tpu"],
-            "it runs on a TPU, and the platform is 'cpu'",
+            "its kernels run on a TPU, and the platform is 'cpu'",
         ),
     ],
 )

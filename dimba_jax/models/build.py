@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dimba_kernels.dispatch import obstacle
+from dimba_kernels.dispatch import obstacle, target_platform
 from flax import nnx
 
 from dimba_jax.config import ConfigError, RunConfig
@@ -45,7 +45,9 @@ def check_implementation(config: RunConfig) -> None:
     """Raises ConfigError if config.model.implementation cannot run here."""
     name = config.model.implementation
     if why := obstacle(name):
-        raise ConfigError(f"config.model.implementation={name!r}: {why}. 'auto' takes the best that can run here")
+        if target_platform() != name:
+            why = f"its kernels run on a {name.upper()}, and the platform is {target_platform()!r}"
+        raise ConfigError(f"config.model.implementation={name!r}: {why}; 'auto' takes the best that can run here")
 
 
 def portable(config: RunConfig) -> RunConfig:

@@ -20,7 +20,7 @@ from dimba_jax import parallel
 from dimba_jax.config import ConfigError, RunConfig
 from dimba_jax.data.tokenizers import ByteTokenizer
 from dimba_jax.diffusion import make_process
-from dimba_jax.models.build import abstract_denoiser
+from dimba_jax.models.build import abstract_denoiser, check_implementation
 from dimba_jax.sampling.discrete.sample import sample_tokens
 from dimba_jax.scale.chips import GIB, Target
 from dimba_jax.training.optimizer import make_optimizer
@@ -63,13 +63,14 @@ def compile_part(part: Part, config: RunConfig, target: Target) -> Program | Too
     The vocabulary is the one that the config asks for: no tokenizer is trained or read.
 
     Raises:
-      ConfigError: a mesh that does not fit the devices, or rows or positions that do not fit the mesh; "sample" of a
-        process on embeddings.
+      ConfigError: a mesh or kernels unfit for the devices; rows or positions that do not fit the mesh; "sample"
+        of a process on embeddings.
     """
     mesh = parallel.make_mesh(config.mesh, target.devices)
     traces = {"train": _train, "sample": _sample}
     since = time.monotonic()
     with dimba_kernels.target(target.platform), parallel.split_kernels(mesh):
+        check_implementation(config)
         trace, arguments, rows = traces[part](config, mesh)
         traced = trace()
         lowered = traced.lower(lowering_platforms=(target.platform,))

@@ -17,7 +17,7 @@ RUN_FILE = "run.json"
 # Settings that a run may change when it goes on: none of them alters what has been learned so far or what
 # the stored arrays mean. A group's name stands for all of it; paths because a workdir may move machines.
 MAY_CHANGE = (
-    "name", "sampling", "mesh",
+    "name", "sampling", "mesh", "model.implementation",
     "training.steps", "training.log_every", "training.sample_every", "training.checkpoint_every",
     "training.keep_checkpoints", "training.valid_every", "training.valid_batches", "training.max_skipped_steps",
     "data.path", "data.workers", "tokenizer.model",

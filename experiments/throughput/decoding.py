@@ -164,13 +164,14 @@ def measure(kind: str, config: RunConfig, graphdef: Any, params: Any, length: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1b3", help="of configs/diffumamba.py")
-    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), help=f"{', '.join(SYSTEMS)}; each with unroll")
     parser.add_argument("--kinds", nargs="*", default=["full", "block", "token", "refresh", "window"])
     parser.add_argument("--lengths", nargs="*", type=int, default=[1024, 4096, 16384, 65536, 131072])
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--output", type=Path, help="gets a line of JSON each; what it has is not repeated")
     options = parser.parse_args()
 
+    configs = {system: config_of(options.size, system) for system in options.systems}
     device = jax.devices()[0].device_kind
     done = set()
     if options.output and options.output.exists():
@@ -179,8 +180,7 @@ def main() -> None:
     print(f"{device}, jax {metadata.version('jax')}\n")
     print("| system | call | L | ms (least-most) | compile s | temporary GiB |")
     print("|" + "---|" * 6, flush=True)
-    for system in options.systems:
-        config = config_of(options.size, system)
+    for system, config in configs.items():
         _, kinds = SYSTEMS[system.split()[0]]
         graphdef, params = network(config)
         count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -3,9 +3,11 @@ written ends the run and leaves the others alone."""
 
 import errno
 import json
+import logging
 import os
 import resource
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 from flax import nnx
 from tiny_recipe import tiny_recipe
 
-from dimba_jax import digests, parallel, train
+from dimba_jax import digests, parallel, train, write_errors
 from dimba_jax.checkpoint import CheckpointError, Checkpoints
 from dimba_jax.sampling.load import load
 from dimba_jax.training import loop
@@ -225,6 +227,36 @@ def test_a_write_that_fails_is_never_swallowed(workdir, small_files, noticed, ca
     checkpoints.close()
     with Checkpoints(workdir) as again:
         assert again.whole_step() == 3
+
+
+def test_only_errors_in_orbax_are_failures_and_its_quiet_ends(workdir, monkeypatch):
+    """What it dealt with itself is logged below the level of errors."""
+    place = compile("def fail(): raise ValueError('x')", "orbax/somewhere.py", "exec")
+    names = {}
+    exec(place, names)
+    monkeypatch.setattr(write_errors, "_quiet", write_errors._Quiet())  # others' failures leave theirs behind
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    for name in write_errors._LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+    hook, logger = sys.unraisablehook, logging.getLogger("absl")
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    with Checkpoints(workdir) as checkpoints, Checkpoints(workdir) as other:
+        checkpoints.whole_step()
+        for one in (checkpoints, other):
+            one.read_config()
+        assert sys.unraisablehook is not hook
+        other.close()
+        assert sys.unraisablehook is not hook  # the other one is open still
+        try:
+            names["fail"]()
+        except ValueError as error:
+            logger.warning("dealt with", exc_info=True)
+            assert write_errors.failure() is None
+            logger.error("not dealt with", exc_info=True)
+            assert write_errors.failure() is error
+        save(checkpoints, 3)
+        assert write_errors.failure() is None
+    assert sys.unraisablehook is hook
 
 
 @pytest.fixture
