@@ -221,16 +221,21 @@ class Checkpoints:
 
     def close(self) -> None:
         if self._open is not None:
-            if self._failed and jax.process_count() > 1:  # it would wait for the others
+            if self._alone:
                 return
             try:
                 self.wait()
             finally:
-                if not (self._failed and jax.process_count() > 1):
+                if not self._alone:
                     self._open.close()
                 self._open = None
                 if not self._failed:  # what fails after the first failure is logged later still
                     write_errors.loud_again()
+
+    @property
+    def _alone(self) -> bool:
+        """Whether a write failed here and not in the other processes: orbax would wait for them, and they for this."""
+        return self._failed and jax.process_count() > 1
 
     def _close_in_time(self) -> None:
         """Closes, but waits only a while for a write, which ends when all processes have done their part."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from dimba_kernels.dispatch import obstacle, target_platform
@@ -48,6 +50,15 @@ def check_implementation(config: RunConfig) -> None:
         if target_platform() != name:
             why = f"its kernels run on a {name.upper()}, and the platform is {target_platform()!r}"
         raise ConfigError(f"config.model.implementation={name!r}: {why}; 'auto' takes the best that can run here")
+
+
+@contextmanager
+def kernels_asked_for(config: RunConfig) -> Iterator[None]:
+    """Inside, what the kernels of config.model.implementation do not take (too many states) is a ConfigError."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise ConfigError(f"config.model.implementation={config.model.implementation!r}: {error}") from error
 
 
 def portable(config: RunConfig) -> RunConfig:

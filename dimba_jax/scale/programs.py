@@ -20,7 +20,7 @@ from dimba_jax import parallel
 from dimba_jax.config import ConfigError, RunConfig
 from dimba_jax.data.tokenizers import ByteTokenizer
 from dimba_jax.diffusion import make_process
-from dimba_jax.models.build import abstract_denoiser, check_implementation
+from dimba_jax.models.build import abstract_denoiser, check_implementation, kernels_asked_for
 from dimba_jax.sampling.discrete.sample import sample_tokens
 from dimba_jax.scale.chips import GIB, Target
 from dimba_jax.training.optimizer import make_optimizer
@@ -72,7 +72,8 @@ def compile_part(part: Part, config: RunConfig, target: Target) -> Program | Too
     with dimba_kernels.target(target.platform), parallel.split_kernels(mesh):
         check_implementation(config)
         trace, arguments, rows = traces[part](config, mesh)
-        traced = trace()
+        with kernels_asked_for(config):
+            traced = trace()
         lowered = traced.lower(lowering_platforms=(target.platform,))
         try:
             compiled = lowered.compile()

@@ -15,6 +15,7 @@ from jax.stages import Compiled
 
 from dimba_jax import parallel
 from dimba_jax.config import RunConfig
+from dimba_jax.models.build import kernels_asked_for
 from dimba_jax.plots import loss_curve
 from dimba_jax.progress import Progress, progress
 from dimba_jax.training.interrupt import Interrupt
@@ -116,7 +117,9 @@ def _run_steps(
 def _compile(run: Run) -> Compiled:
     """The step's program. Compiled ahead, so that progress and speed are those of steps alone."""
     train_step = make_train_step(run.graphdef, run.optimizer, run.config, parallel.placement(run.mesh, run.state))
-    return train_step.lower(run.state, run.feed.ahead(), run.base_key).compile()
+    with kernels_asked_for(run.config):
+        lowered = train_step.lower(run.state, run.feed.ahead(), run.base_key)
+    return lowered.compile()
 
 
 def _announce(run: Run) -> None:
