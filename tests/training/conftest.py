@@ -1,9 +1,10 @@
-"""A model, a batch and a config small enough to train in a test."""
+"""A model, a batch and a config small enough to train in a test; checkpoints, and a recipe that writes some."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from typing import Any
 
 import jax
@@ -12,7 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.stages import Wrapped
+from saved_steps import save
+from tiny_recipe import tiny_recipe
 
+from dimba_jax import parallel
+from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.config import RunConfig, from_config_dict
 from dimba_jax.diffusion import make_process, make_timestep_sampler
 from dimba_jax.models.build import make_denoiser
@@ -101,3 +106,33 @@ def batches():
 @pytest.fixture
 def base_key() -> jax.Array:
     return jax.random.key(5)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A workdir with steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("written")
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            save(checkpoints, step)
+    return folder
+
+
+@pytest.fixture
+def workdir(written, tmp_path):
+    """One with steps 1 and 2, to be changed."""
+    shutil.copytree(written, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def recipe(tmp_path, write_pairs, monkeypatch):
+    """The file of a recipe of 15 steps, three checkpoints among them, on one device."""
+    make = parallel.make_mesh
+    monkeypatch.setattr(parallel, "make_mesh", lambda config: make(config, jax.devices()[:1]))
+    write_pairs(tmp_path, 8)
+    path = tmp_path / "recipe.py"
+    path.write_text(
+        tiny_recipe(tmp_path, training={"steps": 15, "log_every": 5, "checkpoint_every": 5, "valid_batches": 1})
+    )
+    return path
