@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 
+import dimba_kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from dimba_jax.config import DataConfig, ModelConfig, ProcessConfig, RunConfig
+from dimba_jax.config import ConfigError, DataConfig, ModelConfig, ProcessConfig, RunConfig
 from dimba_jax.models import TokenDenoiser, count_parameters
-from dimba_jax.models.build import abstract_denoiser, make_denoiser
+from dimba_jax.models.build import abstract_denoiser, kernels_asked_for, make_denoiser
 
 V, LS, L = 11, 3, 8
 CONFIG = ModelConfig(
@@ -169,3 +170,11 @@ def test_built_from_a_config(kind):
     fresh = jax.jit(lambda: make_denoiser(config, V, nnx.Rngs(0)))()
     assert abs(np.std(fresh.table[...]) - 0.02) < 0.005
     assert ("modulation" in str(jax.tree_util.tree_flatten_with_path(fresh)[0])) == (kind == "masked")
+
+
+def test_what_kernels_asked_for_do_not_take_is_said_with_the_setting():
+    settings = dict(pattern=("mamba2",), state_dim=10_000, groups=1, implementation="tpu")
+    config = RunConfig(model=dataclasses.replace(CONFIG, **settings), process=ProcessConfig(kind="masked"))
+    with pytest.raises(ConfigError, match="implementation='tpu': ssd.* cannot run .* a state of 10000 numbers"):
+        with kernels_asked_for(config), dimba_kernels.target("tpu"):
+            jax.eval_shape(lambda: build(**settings)(TOKENS, TIMES))
