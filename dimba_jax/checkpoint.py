@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -215,7 +215,7 @@ class Checkpoints:
             return
         if jax.process_count() > 1:
             if error := write_errors.failure():
-                self._guarded(lambda: _raise(error))
+                raise self._refusal(error) from error
         elif not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -273,15 +273,18 @@ class Checkpoints:
         try:
             return write()
         except Exception as error:
-            step, self._writing, self._failed = self._writing, None, True
-            if jax.process_index() == 0:
-                leftovers.clear_unfinished(self.folder, step)  # it takes the room that may be what is missing
-            last = max(leftovers.whole(self.folder), default=None)
-            left = "there is none from before" if last is None else f"step {last} is the last whole one"
-            what = f"the checkpoint of step {step} could not be written below {self.folder}"
-            raise CheckpointError(
-                f"{what} ({write_errors.reason(error)}); {left}. {write_errors.advice(error)}"
-            ) from error
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: BaseException) -> CheckpointError:
+        """What is raised of a write that failed; clears what it left."""
+        step, self._writing, self._failed = self._writing, None, True
+        if jax.process_index() == 0:
+            leftovers.clear_unfinished(self.folder, step)  # it takes the room that may be what is missing
+        last = max(leftovers.whole(self.folder), default=None)
+        left = "there is none from before" if last is None else f"step {last} is the last whole one"
+        what = f"the checkpoint of step {step} could not be written below {self.folder}"
+        why, advice = write_errors.reason(error), write_errors.advice(error)
+        return CheckpointError(f"{what} ({why}); {left}. {advice}")
 
     def _read_json(self, name: str, step: int | None) -> dict[str, Any]:
         step = self.resolve(step, {name})  # before the manager, which creates the folder, is asked for
@@ -296,7 +299,3 @@ class Checkpoints:
                 what = f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ)"
                 lines = "\n  ".join(["use the config it was trained with", *differ[:5], *more])
                 raise CheckpointError(f"{what}: {lines}")
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error
