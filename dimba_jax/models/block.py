@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.conditioning import NORMS, Modulation, NoisyModulation, PlainNorm
+from dimba_jax.models.conditioning import NORMS, Branch, Modulation, NoisyModulation, PlainNorm
 from dimba_jax.models.linear import Linear, Part
 from dimba_jax.models.mixers.build import make_mixer
 from dimba_jax.models.mixers.state import Sides, State
@@ -105,11 +105,13 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "b l d"], Float[Array, "r k d"]]:
         """A clean row and the noisy blocks of the same row, which see the clean ones; see `Mixer.two_streams`."""
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        (x_clean, gate_clean), (x_noisy, gate_noisy) = map(self.mixer_norm, (clean, noisy), conditions)
+        clean, x_clean, gate_clean = self.mixer_norm(clean, conditions[0])
+        noisy, x_noisy, gate_noisy = self.mixer_norm(noisy, conditions[1])
         y_clean, y_noisy = self.mixer.two_streams(x_clean, x_noisy, *masks, first)
-        clean = self._add(clean, y_clean, gate_clean, keys[0])
-        noisy = self._add(noisy, y_noisy, gate_noisy, keys[1])
-        return self._feed_forward(clean, conditions[0], keys[2]), self._feed_forward(noisy, conditions[1], keys[3])
+        return (
+            self._feed_forward(clean, Branch(y_clean, gate_clean), conditions[0], keys[0], keys[2]),
+            self._feed_forward(noisy, Branch(y_noisy, gate_noisy), conditions[1], keys[1], keys[3]),
+        )
 
     def _run(
         self,
@@ -120,19 +122,30 @@ class Block(nnx.Module):
     ) -> tuple[Array, Any]:
         """Both branches with the mixer run as `mix` says, and the second value of that."""
         mixer_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        x, gate = self.mixer_norm(h, c)
+        h, x, gate = self.mixer_norm(h, c)
         y, kept = mix(x)
-        return self._feed_forward(self._add(h, y, gate, mixer_key), c, mlp_key), kept
+        return self._feed_forward(h, Branch(y, gate), c, mixer_key, mlp_key), kept
 
-    def _feed_forward(self, h: Array, c: Modulation | None, key: PRNGKeyArray | None) -> Array:
-        if self.mlp is None:
-            return h
-        x, gate = self.mlp_norm(h, c)
-        return self._add(h, self.mlp(x), gate, key)
+    def _feed_forward(
+        self,
+        h: Array,
+        mixed: Branch,
+        c: Modulation | None,
+        mixer_key: PRNGKeyArray | None,
+        mlp_key: PRNGKeyArray | None,
+    ) -> Array:
+        """The stream with the mixer's branch and the MLP's in it."""
+        mixed = self._dropped_out(mixed, mixer_key)
+        if self.mlp is not None:
+            h, x, gate = self.mlp_norm(h, c, mixed)
+            mixed = self._dropped_out(Branch(self.mlp(x), gate), mlp_key)
+        y = mixed.y.astype(jnp.float32)
+        return h + y if mixed.gate is None else h + mixed.gate * y
 
-    def _add(self, h: Array, y: Array, gate: Array | None, key: PRNGKeyArray | None) -> Array:
-        y = dropout(y.astype(jnp.float32), self.dropout, key)
-        return h + y if gate is None else h + gate * y
+    def _dropped_out(self, branch: Branch, key: PRNGKeyArray | None) -> Branch:
+        if key is None or self.dropout == 0.0:
+            return branch
+        return branch._replace(y=dropout(branch.y.astype(jnp.float32), self.dropout, key))
 
 
 def mlp_ratio(config: ModelConfig, mixer: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Float
 
 from dimba_jax.config import ConfigError, ModelConfig
 from dimba_jax.models.linear import Linear
+from dimba_jax.models.mixers.core import kernel_choice
 from dimba_jax.models.norm import RMSNorm
 
 TIME_SCALE = 1000.0  # the network sees t in [0, 1] as DDPM's thousand steps
@@ -48,61 +50,61 @@ def sinusoidal(x: Float[Array, "*b"], size: int) -> Float[Array, "*b d"]:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+class Branch(NamedTuple):
+    """What a branch of a block has computed, to be added to the stream: gate * y."""
+
+    y: Float[Array, "b l d"]
+    gate: Float[Array, "#b #l d"] | None = None
+
+
+class Normed(NamedTuple):
+    """The stream with the branch before in it, the input of the next branch, and that one's gate."""
+
+    h: Float[Array, "b l d"]
+    x: Float[Array, "b l d"]
+    gate: Float[Array, "#b #l d"] | None
+
+
 class PlainNorm(nnx.Module):
-    """A norm that nothing modulates. All of these map (h, c) to (input of the branch, gate or None)."""
+    """norm(h + branch), which nothing modulates; and what those that c modulates have in common."""
+
+    modulates: ClassVar[tuple[str, ...]] = ()  # what is made of c, in the order of its columns
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(config.d_model)
+        self.dtype, self.implementation = jnp.dtype(config.dtype), kernel_choice(config)
+        if self.modulates:
+            parts = len(self.modulates) * config.d_model
+            self.modulation = Linear(config.condition_width, parts, config, bias=True, scale=0.0, rngs=rngs)
 
-    def __call__(self, h: Float[Array, "b l d"], c: Modulation | None) -> tuple[Float[Array, "b l d"], None]:
-        return self.norm(h), None
+    def __call__(self, h: Float[Array, "b l d"], c: Modulation | None, branch: Branch | None = None) -> Normed:
+        by: dict[str, Array] = {}
+        if self.modulates:
+            modulation = self.modulation(c).astype(jnp.float32)
+            modulation = modulation if modulation.ndim == 3 else modulation[:, None]
+            by = dict(zip(self.modulates, jnp.split(modulation, len(self.modulates), axis=-1), strict=True))
+        y, before = (None, None) if branch is None else branch
+        choice = dict(dtype=self.dtype, implementation=self.implementation)
+        h, x = self.norm.modulated(h, y, before, scale=by.get("scale"), shift=by.get("shift"), **choice)
+        return Normed(h, x, by.get("gate"))
 
 
-class FilmNorm(nnx.Module):
+class FilmNorm(PlainNorm):
     """norm(h) * gamma(c) + beta(c), with gamma = 1 and beta = 0 at the start (DIMBA's FiLM)."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.norm = RMSNorm(config.d_model)
-        self.modulation = _zero_linear(config, 2, rngs)
-
-    def __call__(self, h: Float[Array, "b l d"], c: Modulation) -> tuple[Float[Array, "b l d"], None]:
-        gamma, beta = _parts(self.modulation(c), 2)
-        return self.norm(h) * (1 + gamma) + beta, None
+    modulates = ("scale", "shift")
 
 
-class AdditiveNorm(nnx.Module):
+class AdditiveNorm(PlainNorm):
     """norm(h) + beta(c), with beta = 0 at the start."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.norm = RMSNorm(config.d_model)
-        self.modulation = _zero_linear(config, 1, rngs)
-
-    def __call__(self, h: Float[Array, "b l d"], c: Modulation) -> tuple[Float[Array, "b l d"], None]:
-        (beta,) = _parts(self.modulation(c), 1)
-        return self.norm(h) + beta, None
+    modulates = ("shift",)
 
 
-class AdaLNZeroNorm(nnx.Module):
+class AdaLNZeroNorm(PlainNorm):
     """FiLM, and a gate on the branch's output that starts at 0 (DiT, arXiv 2212.09748, section 3.2)."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.norm = RMSNorm(config.d_model)
-        self.modulation = _zero_linear(config, 3, rngs)
-
-    def __call__(
-        self, h: Float[Array, "b l d"], c: Modulation
-    ) -> tuple[Float[Array, "b l d"], Float[Array, "#b #l d"]]:
-        gamma, beta, gate = _parts(self.modulation(c), 3)
-        return self.norm(h) * (1 + gamma) + beta, gate
+    modulates = ("scale", "shift", "gate")
 
 
 NORMS = {"film": FilmNorm, "additive": AdditiveNorm, "adaln_zero": AdaLNZeroNorm}
-
-
-def _zero_linear(config: ModelConfig, parts: int, rngs: nnx.Rngs) -> Linear:
-    return Linear(config.condition_width, parts * config.d_model, config, bias=True, scale=0.0, rngs=rngs)
-
-
-def _parts(modulation: Float[Array, "*b _"], parts: int) -> list[Float[Array, "#b #l d"]]:
-    modulation = modulation if modulation.ndim == 3 else modulation[:, None]
-    return jnp.split(modulation.astype(jnp.float32), parts, axis=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from dimba_kernels import Implementation, gated_rms_norm
+from dimba_kernels import Implementation, gated_rms_norm, modulated_rms_norm
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -19,6 +19,25 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         return unit_rms(x.astype(jnp.float32)) * self.scale[...]
+
+    def modulated(
+        self,
+        h: Float[Array, "b l d"],
+        y: Float[Array, "b l d"] | None,
+        gate: Float[Array, "#b #l d"] | None = None,
+        *,
+        scale: Float[Array, "#b #l d"] | None = None,
+        shift: Float[Array, "#b #l d"] | None = None,
+        dtype: jnp.dtype,
+        implementation: Implementation | None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b l d"]]:
+        """total = h + gate y (h without a y), and this norm of it, times 1 + scale, plus shift, in `dtype`."""
+        by_position = any(x is not None and x.shape[1] > 1 for x in (gate, scale, shift))  # for which is no kernel
+        if implementation == "tpu" or (implementation == "gpu" and by_position):
+            implementation = None
+        return modulated_rms_norm(
+            h, self.scale[...], scale, shift, y, gate, dtype=dtype, epsilon=EPSILON, implementation=implementation
+        )
 
 
 class GatedRMSNorm(nnx.Module):

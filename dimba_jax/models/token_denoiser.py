@@ -224,7 +224,7 @@ class TokenDenoiser(nnx.Module):
     def _logits(self, h: Float[Array, "b l d"], c: Modulation | None, first: int = 0) -> Float[Array, "b m v"]:
         if first:
             h, c = h[:, first:], c if c is None or c.ndim == 2 else c[:, first:]
-        x, _ = self.norm(h, c)
+        x = self.norm(h, c).x
         if self.head is not None:
             return split_rows(self.head(x))
         return split_rows(contract(x, self.table[...][: self.vocab_size].T, jnp.dtype(self.config.dtype), exact=True))

@@ -29,7 +29,7 @@ KINDS = (
     ("scans (ssd)", r"^(chunk_|decay|pass_|outputs|gradients|states)|chunk_outputs|chunk_states|chunk_gradients"),
     ("attention (cuDNN)", r"sdpa|cudnn|flash"),
     ("matrix multiplications", r"nvjet|gemm|cutlass|cublas|splitK|\bdot\b"),
-    ("convolution and gated norm (Triton)", r"triton_kernel_call"),
+    ("convolution and norms (Triton)", r"triton_kernel_call"),
     ("optimizer and average", r"jit\(train_step\)/(add|sub|mul|div|sqrt|select_n|pow|integer_pow|reduce_sum|jit)"),
     ("stacking and copying what layers keep", r"dynamic_(update_)?slice|broadcast_in_dim|Memcpy|Memset|loop_broadcast"),
     ("elementwise and reductions in layers", r"while/body"),

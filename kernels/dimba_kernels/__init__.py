@@ -7,6 +7,7 @@ Needs jax alone; the GPU kernels also need jax-triton, the TPU kernels libtpu. E
 from dimba_kernels.causal_conv1d.api import causal_conv1d
 from dimba_kernels.dispatch import Implementation, target
 from dimba_kernels.gated_norm.api import gated_rms_norm
+from dimba_kernels.modulated_norm.api import modulated_rms_norm
 from dimba_kernels.selective_scan.api import selective_scan
 from dimba_kernels.sharding import sharding
 from dimba_kernels.ssd.api import ssd, ssd_bidirectional, ssd_pair
@@ -15,6 +16,7 @@ __all__ = [
     "Implementation",
     "causal_conv1d",
     "gated_rms_norm",
+    "modulated_rms_norm",
     "selective_scan",
     "sharding",
     "ssd",

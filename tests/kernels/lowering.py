@@ -16,9 +16,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dimba_kernels import causal_conv1d, gated_rms_norm, selective_scan, ssd, ssd_bidirectional, ssd_pair, target
+from dimba_kernels import (
+    causal_conv1d,
+    gated_rms_norm,
+    modulated_rms_norm,
+    selective_scan,
+    ssd,
+    ssd_bidirectional,
+    ssd_pair,
+    target,
+)
 from dimba_kernels.causal_conv1d import arg_specs as conv
 from dimba_kernels.gated_norm import arg_specs as norm
+from dimba_kernels.modulated_norm import arg_specs as modulated
 from dimba_kernels.selective_scan import arg_specs as s6
 from dimba_kernels.ssd import arg_specs as duality
 from dimba_kernels.tpu_compile import GENERATIONS
@@ -40,6 +50,11 @@ def cases(operation: str, large: bool) -> Iterator[tuple[str, Callable[..., Any]
             shape = norm.SHAPES["small"] if large else norm.Shape(r=2, b=2, l=8, i=96)
             yield f"issue {kind}", gated_rms_norm, avals(norm, shape, dtype)
             yield f"long {kind}", gated_rms_norm, avals(norm, norm.SHAPES["long"], dtype)
+        elif operation == "modulated_rms_norm":
+            run = partial(modulated_rms_norm, dtype=dtype)
+            yield f"issue {kind}", run, avals(modulated, modulated.SHAPES["small"], dtype)
+            yield f"issue {kind} first", run, avals(modulated, modulated.SHAPES["first"], dtype)
+            yield f"issue {kind} large", run, avals(modulated, modulated.SHAPES["large"], dtype)
         elif operation == "selective_scan":
             shape = s6.SHAPES["long"] if large else s6.Shape(b=2, l=300, d=256, n=16)
             arguments = avals(s6, shape, dtype, "raw_arguments")
@@ -61,7 +76,8 @@ def cases(operation: str, large: bool) -> Iterator[tuple[str, Callable[..., Any]
 
 def avals(specs: Any, shape: Any, dtype: Any, make: str = "arguments") -> Avals:
     """Of the shape's arguments, which are not drawn."""
-    tiny = getattr(specs, make)(type(shape)(**{name: 1 for name in vars(shape)}), dtype)  # names, ranks and dtypes
+    ones = {name: int(value is not False) for name, value in vars(shape).items()}
+    tiny = getattr(specs, make)(type(shape)(**ones), dtype)  # names, ranks and dtypes
     return {name: jax.ShapeDtypeStruct(_size(name, value, shape, make), value.dtype) for name, value in tiny.items()}
 
 
@@ -69,6 +85,10 @@ def _size(name: str, value: jax.Array, shape: Any, make: str) -> tuple[int, ...]
     if isinstance(shape, norm.Shape):
         r, b, l, i = vars(shape).values()
         return {"y": (r, b, l, i), "z": (b, l, r * i), "scale": (r, i)}[name]
+    if isinstance(shape, modulated.Shape):
+        rows = shape.b if shape.rows is None else shape.rows
+        sizes = {"weight": (shape.d,)} | dict.fromkeys(("scale", "shift", "gate"), (rows, 1, shape.d))
+        return sizes.get(name, (shape.b, shape.l, shape.d))
     letters = {
         "x": "blhp" if hasattr(shape, "p") else "bld", "dt": "blh" if hasattr(shape, "p") else "bld", "u": "bld",
         "z": "bld", "w": "dk", "bias": "d", "dt_bias": "d", "D": "h" if hasattr(shape, "p") else "d",
