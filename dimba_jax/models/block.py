@@ -23,12 +23,11 @@ class SwiGLU(nnx.Module):
     def __init__(self, config: ModelConfig, ratio: float, *, residual_scale: float, rngs: nnx.Rngs):
         # two thirds of the ratio, so that three matrices hold as many weights as two would
         hidden = max(8, 8 * round(ratio * config.d_model * 2 / 3 / 8))
-        self.parts = (Part(hidden), Part(hidden))
-        self.in_proj = Linear(config.d_model, 2 * hidden, config, rngs=rngs)
+        self.in_proj = Linear(config.d_model, 2 * hidden, config, parts=(Part(hidden), Part(hidden)), rngs=rngs)
         self.out_proj = Linear(hidden, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        gate, up = self.in_proj.cut(x, self.parts)
+        gate, up = self.in_proj.cut(x)
         return self.out_proj(jax.nn.silu(gate) * up)
 
 

@@ -84,8 +84,10 @@ class PlainNorm(nnx.Module):
             modulation = modulation if modulation.ndim == 3 else modulation[:, None]
             by = dict(zip(self.modulates, jnp.split(modulation, len(self.modulates), axis=-1), strict=True))
         y, before = (None, None) if branch is None else branch
-        choice = dict(dtype=self.dtype, implementation=self.implementation)
-        h, x = self.norm.modulated(h, y, before, scale=by.get("scale"), shift=by.get("shift"), **choice)
+        h, x = self.norm.modulated(
+            h, y, before, scale=by.get("scale"), shift=by.get("shift"),
+            dtype=self.dtype, implementation=self.implementation,
+        )  # fmt: skip
         return Normed(h, x, by.get("gate"))
 
 

@@ -30,6 +30,7 @@ class Linear(nnx.Module):
     """x kernel (+ bias), in the dtype `config.dtype` names.
 
     Args:
+      parts: what the output's columns are cut into by `cut`; None: they stay together.
       bias: whether there is one; it starts at 0.
       scale: standard deviation of the initial kernel times sqrt(inputs).
       exact: sums and results are float32 even where the operands are bfloat16.
@@ -41,6 +42,7 @@ class Linear(nnx.Module):
         outputs: int,
         config: ModelConfig,
         *,
+        parts: Sequence[Part] | None = None,
         bias: bool = False,
         scale: float = 1.0,
         exact: bool = False,
@@ -50,29 +52,51 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(scale * unit)
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.dtype, self.exact = jnp.dtype(config.dtype), exact
+        self.parts = None if parts is None else tuple(parts)
+        self.laid_out: tuple[Array, ...] | None = None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = contract(x, self.kernel[...], self.dtype, exact=self.exact)
+        (kernel,) = self._kernels()
+        y = contract(x, kernel, self.dtype, exact=self.exact)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
-    def cut(self, x: Float[Array, "*b i"], parts: Sequence[Part]) -> list[Float[Array, "*b _"]]:
+    def cut(self, x: Float[Array, "*b i"]) -> list[Float[Array, "*b _"]]:
         """The output's columns, a part each; for a projection whose outputs are not wanted side by side.
 
         Cutting up the whole output would copy it, forward and backward; its width need suit no matmul; and the layout
         that one part's reader asks for would be that of all.
         """
-        kernels = jax.lax.split(self.kernel[...], [part.width for part in parts], axis=1)
-        groups: dict[str | int, list[int]] = {}
-        for i, part in enumerate(parts):
-            groups.setdefault(i if part.shared is None else part.shared, []).append(i)
-        out = {}
-        for members in groups.values():
+        parts, out = self.parts or (), {}
+        for members, kernel in zip(self._matmuls(), self._kernels(), strict=True):
             widths = [parts[i].width for i in members]
-            kernel = jnp.concatenate([kernels[i] for i in members], axis=1) if len(members) > 1 else kernels[members[0]]
-            kernel = jnp.pad(kernel, ((0, 0), (0, -sum(widths) % ALIGNED)))
             y = contract(x, kernel, self.dtype, exact=self.exact)[..., : sum(widths)]
             out |= dict(zip(members, jnp.split(y, np.cumsum(widths)[:-1], axis=-1), strict=True))
         return [out[i] for i in range(len(parts))]
+
+    def lay_out(self) -> None:
+        """Casts and cuts the kernel once, for all calls that follow; layers may be stacked in front of its axes."""
+        self.laid_out = nnx.data(tuple(kernel.astype(self.dtype) for kernel in self._kernels()))
+
+    def _matmuls(self) -> list[list[int]]:
+        """The parts of each matmul."""
+        groups: dict[str | int, list[int]] = {}
+        for i, part in enumerate(self.parts or ()):
+            groups.setdefault(i if part.shared is None else part.shared, []).append(i)
+        return list(groups.values())
+
+    def _kernels(self) -> list[Float[Array, "*layers i _"]]:
+        """The kernel of each matmul, parts' columns padded to a width that suits one."""
+        if self.laid_out is not None:
+            return list(self.laid_out)
+        if self.parts is None:
+            return [self.kernel[...]]
+        whole = self.kernel[...]
+        cut = jax.lax.split(whole, [part.width for part in self.parts], axis=whole.ndim - 1)
+        kernels = []
+        for members in self._matmuls():
+            kernel = jnp.concatenate([cut[i] for i in members], axis=-1) if len(members) > 1 else cut[members[0]]
+            kernels.append(jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 1) + [(0, -kernel.shape[-1] % ALIGNED)]))
+        return kernels
 
 
 def contract(

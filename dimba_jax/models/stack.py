@@ -62,6 +62,12 @@ class Stack(nnx.Module):
         keys = jax.random.split(rngs.params(), self.repeats + 1)
         self.groups = jax.vmap(lambda key: make(key, config.pattern))(keys[1:]) if self.repeats else None
         self.rest = make(keys[0], config.pattern[:left]) if left else None
+        self.apart: tuple[Group, ...] | None = None
+
+    def take_apart(self) -> None:
+        """Takes the layers apart once, for all calls that follow, if they are not scanned."""
+        if self.groups is not None and not self.scan_layers:
+            self.apart = nnx.data(tuple(_unstack(self.groups, self.repeats)))
 
     def __call__(
         self,
@@ -141,14 +147,15 @@ class Stack(nnx.Module):
         once = _rematerialised(run, self.remat, scanned=False)
         group_values = rest_values = None
         if self.groups is not None:
-            xs = (self.groups, None if values is None else values.groups, None if keys is None else keys[1:])
+            xs = (None if values is None else values.groups, None if keys is None else keys[1:])
             if self.scan_layers:
                 body = _rematerialised(run, self.remat, scanned=True)
-                carry, group_values = jax.lax.scan(lambda carry, x: body(x[0], carry, *x[1:]), carry, xs)
+                carry, group_values = jax.lax.scan(lambda carry, x: body(x[0], carry, *x[1]), carry, (self.groups, xs))
             else:
+                groups = _unstack(self.groups, self.repeats) if self.apart is None else self.apart
                 out = []
-                for group, own, group_key in _unstack(xs, self.repeats):
-                    carry, value = once(group, carry, own, group_key)
+                for group, own in zip(groups, _unstack(xs, self.repeats), strict=True):
+                    carry, value = once(group, carry, *own)
                     out.append(value)
                 group_values = jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
         if self.rest is not None:
@@ -183,7 +190,8 @@ def _unstack(stacked: PyTree, repeats: int) -> list[PyTree]:
     """The layers one by one. The gradient of one split is one concatenation; of indexing, a padded sum."""
     leaves, treedef = jax.tree.flatten(stacked)
     parts = [_split(leaf, repeats) for leaf in leaves]
-    return [jax.tree.unflatten(treedef, layer) for layer in zip(*parts, strict=True)]
+    layers = zip(*parts, strict=True) if parts else [()] * repeats
+    return [jax.tree.unflatten(treedef, layer) for layer in layers]
 
 
 def _split(leaf: Array, repeats: int) -> list[Array]:

@@ -37,7 +37,8 @@ class Attention(nnx.Module):
         self.causal = causal
         self.dtype = jnp.dtype(config.dtype)
         self.may_fuse = config.implementation in ("auto", "gpu")
-        self.in_proj = Linear(config.d_model, 3 * config.d_model, config, rngs=rngs)
+        parts = (Part(config.d_model),) * 3
+        self.in_proj = Linear(config.d_model, 3 * config.d_model, config, parts=parts, rngs=rngs)
         self.out_proj = Linear(config.d_model, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
@@ -141,8 +142,7 @@ class Attention(nnx.Module):
 
     def _project(self, x: Float[Array, "b l d"], start: Int[Array, ""] | int) -> tuple[Array, Array, Array]:
         """Queries, keys and values (b, l, h, p) of positions from `start` on, rotated."""
-        parts = (Part(x.shape[2]),) * 3
-        q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in self.in_proj.cut(x, parts))
+        q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in self.in_proj.cut(x))
         return checkpoint_name(rotate(q, start), SAVED), checkpoint_name(rotate(k, start), SAVED), v
 
     def _attend(

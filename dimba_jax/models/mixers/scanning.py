@@ -71,7 +71,7 @@ class Scanning(nnx.Module):
         return self._ahead.initial_state(rows)
 
     def _project(self, x: Float[Array, "b l d"]) -> Projected:
-        return self.in_proj.cut(x, self._parts)
+        return self.in_proj.cut(x)
 
     def two_streams(
         self,
@@ -117,7 +117,7 @@ class Causal(Scanning):
 
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.core = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, sum(part.width for part in self._parts), config, rngs=rngs)
+        self.in_proj = _input_projection(self._parts, config, rngs)
         self.out_proj = Linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
@@ -152,7 +152,7 @@ class Untied(Scanning):
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.forward = core(config, rngs=rngs)
         self.backward = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, sum(part.width for part in self._parts), config, rngs=rngs)
+        self.in_proj = _input_projection(self._parts, config, rngs)
         self.out_proj = Linear(2 * self.forward.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     @property
@@ -180,7 +180,7 @@ class Tied(Scanning):
     def __init__(self, core: type[Core], config: ModelConfig, *, residual_scale: float = 1.0, rngs: nnx.Rngs):
         self.forward = core(config, rngs=rngs)
         self.backward = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, sum(part.width for part in self._parts), config, rngs=rngs)
+        self.in_proj = _input_projection(self._parts, config, rngs)
         self.out_proj = Linear(self.forward.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     @property
@@ -208,7 +208,7 @@ class Shared(Scanning):
                 "config.model.direction='shared' needs mamba2: use pattern=('mamba2',), or direction 'tied' or 'untied'"
             )
         self.core = core(config, rngs=rngs)
-        self.in_proj = Linear(config.d_model, sum(part.width for part in self._parts), config, rngs=rngs)
+        self.in_proj = _input_projection(self._parts, config, rngs)
         self.out_proj = Linear(self.core.inner, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     @property
@@ -220,3 +220,7 @@ class Shared(Scanning):
 
     def _mix(self, projected, mask, ahead, behind):
         return self.core.both_ways(projected, mask, ahead, behind)
+
+
+def _input_projection(parts: tuple[Part, ...], config: ModelConfig, rngs: nnx.Rngs) -> Linear:
+    return Linear(config.d_model, sum(part.width for part in parts), config, parts=parts, rngs=rngs)

@@ -16,7 +16,7 @@ _WIDEST = 8192  # features, which a program holds in registers
 _TURNS = 4  # positions of a program of the forward pass, which share what modulates them
 _PROGRAMS = 1056  # of the backward pass: 8 a multiprocessor (of 132), each with a share of the sums over positions
 
-Modulations = tuple[jax.Array, jax.Array]
+Pair = tuple[jax.Array, jax.Array]
 
 
 class _Static(NamedTuple):
@@ -75,7 +75,7 @@ def modulated_rms_norm(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _norm(static: _Static, h: jax.Array, weight: jax.Array, scale: jax.Array, shift: jax.Array) -> Modulations:
+def _norm(static: _Static, h: jax.Array, weight: jax.Array, scale: jax.Array, shift: jax.Array) -> Pair:
     (out,) = triton_call(
         gpu_kernels.norm_forward,
         [h, weight, scale, shift],
@@ -89,7 +89,7 @@ def _norm_forward(static: _Static, h: jax.Array, weight: jax.Array, scale: jax.A
     return _norm(static, h, weight, scale, shift), (h, weight, scale, shift)
 
 
-def _norm_backward(static: _Static, kept: tuple[jax.Array, ...], cotangents: Modulations) -> tuple[jax.Array, ...]:
+def _norm_backward(static: _Static, kept: tuple[jax.Array, ...], cotangents: Pair) -> tuple[jax.Array, ...]:
     h, weight, scale, shift = kept
     launch, programs = _backward_launch(static, h, SCALE_STEP=scale)
     dh, partials = triton_call(
@@ -117,7 +117,7 @@ def _add_norm(
     shift: jax.Array,
     branch: jax.Array,
     gate: jax.Array,
-) -> Modulations:
+) -> Pair:
     total, out = triton_call(
         gpu_kernels.add_norm_forward,
         [h, weight, scale, shift, branch, gate],
@@ -128,11 +128,11 @@ def _add_norm(
 
 
 def _add_norm_forward(static: _Static, h: jax.Array, *arrays: jax.Array) -> Any:
-    total, out = _add_norm(static, h, *arrays)
-    return (total, out), (total, *arrays)
+    results: Pair = _add_norm(static, h, *arrays)
+    return results, (results[0], *arrays)
 
 
-def _add_norm_backward(static: _Static, kept: tuple[jax.Array, ...], cotangents: Modulations) -> tuple[jax.Array, ...]:
+def _add_norm_backward(static: _Static, kept: tuple[jax.Array, ...], cotangents: Pair) -> tuple[jax.Array, ...]:
     total, weight, scale, shift, branch, gate = kept
     launch, programs = _backward_launch(static, total, SCALE_STEP=scale, GATE_STEP=gate)
     dh, dbranch, partials = triton_call(

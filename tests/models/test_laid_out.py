@@ -1,0 +1,76 @@
+"""A network laid out for many calls computes what it did, and no call touches its weights first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dimba_jax.config import ModelConfig
+from dimba_jax.models.laid_out import merge_laid_out
+from dimba_jax.models.token_denoiser import TokenDenoiser
+
+CONFIG = ModelConfig(
+    d_model=16, layers=3, pattern=("attention", "mamba2"), direction="untied", head_dim=4, state_dim=4,
+    modulation="adaln_zero", condition_dim=8, head="untied", mlp_ratio=2.0,
+)  # fmt: skip
+VOCAB = 11
+
+
+def network(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    graph, parameters = nnx.split(TokenDenoiser(config, vocab_size=VOCAB, source_length=0, rngs=nnx.Rngs(0)))
+    key = jax.random.key(1)  # what starts at zero would hide what it multiplies
+    return graph, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), parameters)
+
+
+def logits(merge, graph, parameters):
+    tokens = jnp.arange(14).reshape(2, 7) % VOCAB
+    return merge(graph, parameters)(tokens, jnp.array([0.3, 0.8]))
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_same_results(dtype, scan_layers):
+    graph, parameters = network(replace(CONFIG, dtype=dtype, scan_layers=scan_layers))
+    expected, found = (
+        jax.jit(logits, static_argnums=(0, 1))(merge, graph, parameters) for merge in (nnx.merge, merge_laid_out)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert np.std(expected) > 0.1
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_a_loop_casts_and_cuts_no_kernel(scan_layers):
+    graph, parameters = network(replace(CONFIG, dtype="bfloat16", scan_layers=scan_layers))
+    kernels = {
+        leaf.shape[-2:] for path, leaf in jax.tree_util.tree_leaves_with_path(parameters) if "kernel" in str(path[-2:])
+    }
+
+    def touched(merge) -> list[str]:
+        network = merge(graph, parameters)
+        tokens = jnp.zeros((2, 7), jnp.int32)
+        jaxpr = jax.make_jaxpr(lambda tokens: network(tokens, jnp.array([0.3, 0.8])))(tokens)
+        found = [(eqn.primitive.name, eqn.invars[0].aval) for eqn in equations(jaxpr.jaxpr) if eqn.invars]
+        return [
+            f"{name} of {what}"
+            for name, what in found
+            if what.shape[-2:] in kernels and what.ndim <= 3
+            if name in ("split", "slice") or (name == "convert_element_type" and what.dtype == jnp.float32)
+        ]
+
+    assert touched(nnx.merge)
+    assert touched(merge_laid_out) == []
+
+
+def equations(jaxpr):
+    """All of a program's, those of the programs inside it included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
