@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from dimba_kernels import Implementation
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -72,7 +73,8 @@ class PlainNorm(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.norm = RMSNorm(config.d_model)
-        self.dtype, self.implementation = jnp.dtype(config.dtype), kernel_choice(config)
+        self.dtype = jnp.dtype(config.dtype)
+        self.implementation: Implementation | None = kernel_choice(config)
         if self.modulates:
             parts = len(self.modulates) * config.d_model
             self.modulation = Linear(config.condition_width, parts, config, bias=True, scale=0.0, rngs=rngs)
@@ -80,6 +82,7 @@ class PlainNorm(nnx.Module):
     def __call__(self, h: Float[Array, "b l d"], c: Modulation | None, branch: Branch | None = None) -> Normed:
         by: dict[str, Array] = {}
         if self.modulates:
+            assert c is not None, "a block that c modulates, and no c"
             modulation = self.modulation(c).astype(jnp.float32)
             modulation = modulation if modulation.ndim == 3 else modulation[:, None]
             by = dict(zip(self.modulates, jnp.split(modulation, len(self.modulates), axis=-1), strict=True))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from dimba_kernels import (
     causal_conv1d,
+    causal_conv1d_pair,
     gated_rms_norm,
     modulated_rms_norm,
     selective_scan,
@@ -46,6 +47,13 @@ def cases(operation: str, large: bool) -> Iterator[tuple[str, Callable[..., Any]
             shape = conv.SHAPES["long"] if large else conv.Shape(b=2, l=300, d=256)
             yield f"issue {kind}", partial(causal_conv1d, activation="silu"), avals(conv, shape, dtype)
             yield f"seen {kind}", partial(causal_conv1d, reverse=True, **seen(shape)), avals(conv, shape, dtype)
+        elif operation == "causal_conv1d_pair":
+            sizes = (1920, 128, 128) if large else (256, 128, 128)
+            shape = conv.Shape(b=16, l=1024, d=sum(sizes)) if large else conv.Shape(b=2, l=300, d=sum(sizes))
+            run = partial(causal_conv1d_pair, sizes=sizes, activation="silu")
+            yield f"issue {kind}", run, avals(conv, shape, dtype, "pair_arguments")
+            mask = seen(shape)["mask"]
+            yield f"seen {kind}", partial(run, mask=mask), avals(conv, shape, dtype, "pair_arguments")
         elif operation == "gated_rms_norm":
             shape = norm.SHAPES["small"] if large else norm.Shape(r=2, b=2, l=8, i=96)
             yield f"issue {kind}", gated_rms_norm, avals(norm, shape, dtype)
@@ -94,9 +102,12 @@ def _size(name: str, value: jax.Array, shape: Any, make: str) -> tuple[int, ...]
         "z": "bld", "w": "dk", "bias": "d", "dt_bias": "d", "D": "h" if hasattr(shape, "p") else "d",
         "A": "h" if hasattr(shape, "p") else "dn", "B": "blgn" if hasattr(shape, "p") else "bln",
         "C": "blgn" if hasattr(shape, "p") else "bln", "h0": "bhpn" if hasattr(shape, "p") else "bdn", "tail": "btd",
+        "x_back": "bld", "tail_back": "btd",
     }[name]  # fmt: skip
     sizes = vars(shape) | {"t": getattr(shape, "k", 1) - 1}
     size = tuple(sizes[letter] for letter in letters)
+    if isinstance(shape, conv.Shape) and make == "pair_arguments" and name not in ("w", "bias"):
+        return size
     return (2, *size) if make == "pair_arguments" else size
 
 

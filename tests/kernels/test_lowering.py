@@ -18,7 +18,7 @@ NO_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "3",
 }  # fmt: skip
 OPERATIONS = ["causal_conv1d", "selective_scan", "ssd", "ssd_bidirectional", "ssd_pair"]
-GPU_ALONE = ["gated_rms_norm", "modulated_rms_norm"]
+GPU_ALONE = ["causal_conv1d_pair", "gated_rms_norm", "modulated_rms_norm"]
 
 
 def compiled(kind: str, operation: str) -> dict:

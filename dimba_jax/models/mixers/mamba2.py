@@ -6,7 +6,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from dimba_kernels import Implementation, causal_conv1d, ssd, ssd_bidirectional, ssd_pair
+import numpy as np
+from dimba_kernels import Implementation, causal_conv1d, causal_conv1d_pair, ssd, ssd_bidirectional, ssd_pair
 from dimba_kernels.ssd.prefix import entering_states
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -93,15 +94,19 @@ class Mamba2Core(nnx.Module):
         """This core forward and another in reverse, in the same launches: both outputs side by side, and this state."""
         tail, h = ahead if ahead is not None else (None, None)
         tail_back, h_back = behind if behind is not None else (None, None)
-        z, *inputs, tail = self._scan_inputs(projected, mask, tail, reverse=False, pair=True)
-        z_back, *inputs_back, _ = other._scan_inputs(projected_back, mask, tail_back, reverse=True, pair=True)
+        (z, xBC, dt), (z_back, xBC_back, dt_back) = projected, projected_back
+        parts, (tail, _) = causal_conv1d_pair(
+            xBC, xBC_back, _both(self.conv, other.conv), _both(self.conv_bias, other.conv_bias), sizes=self._sizes,
+            tail=tail, tail_back=tail_back, mask=mask, activation="silu", implementation=self.implementation,
+        )  # fmt: skip
+        x, B, C = (checkpoint_name(part, SAVED) for part in parts)
+        x, B, C = x.reshape(*x.shape[:3], self.heads, -1), self._grouped(B), self._grouped(C)
+        dt = jnp.stack([self._steps(dt), other._steps(dt_back)])
         h0 = None
         if h is not None or h_back is not None:
             zeros = self.initial_state(projected[0].shape[0]).h
             h0 = jnp.stack([zeros if state is None else state for state in (h, h_back)])
-        x, dt, B, C = (jnp.stack(both) for both in zip(inputs, inputs_back, strict=True))
-        x, B, C = (checkpoint_name(array, SAVED) for array in (x, B, C))
-        A, D = jnp.stack([self._A(), other._A()]), jnp.stack([self.D[...], other.D[...]])
+        A, D = jnp.stack([self._A(), other._A()]), _both(self.D, other.D)
         y, h = ssd_pair(x, dt, A, B, C, D=D, h0=h0, mask=mask, chunk=self.chunk, implementation=self.implementation)
         y = checkpoint_name(y, SAVED)
         both = self.norm.pair(other.norm, y.reshape(2, *z.shape), jnp.concatenate([z, z_back], axis=-1))
@@ -176,7 +181,6 @@ class Mamba2Core(nnx.Module):
         tail: Array | None,
         *,
         reverse: bool,
-        pair: bool = False,
     ) -> tuple[
         Float[Array, "b l i"],
         Float[Array, "b l h p"],
@@ -191,12 +195,26 @@ class Mamba2Core(nnx.Module):
             xBC, self.conv[...], self.conv_bias[...], tail=tail, mask=mask, reverse=reverse, activation="silu",
             implementation=self.implementation,
         )  # fmt: skip
-        xBC = xBC if pair else checkpoint_name(xBC, SAVED)
-        x, B, C = jnp.split(xBC, [self.inner, self.inner + self.groups * self.state_dim], axis=-1)
-        b, l, _ = x.shape
-        grouped = (b, l, self.groups, self.state_dim)
-        dt = jax.nn.softplus(dt.astype(jnp.float32) + self.dt_bias[...])
-        return z, x.reshape(b, l, self.heads, -1), dt, B.reshape(grouped), C.reshape(grouped), tail
+        x, B, C = jnp.split(checkpoint_name(xBC, SAVED), np.cumsum(self._sizes)[:-1], axis=-1)
+        x = x.reshape(*x.shape[:2], self.heads, -1)
+        return z, x, self._steps(dt), self._grouped(B), self._grouped(C), tail
+
+    @property
+    def _sizes(self) -> tuple[int, int, int]:
+        """Of x, B and C among the convolution's channels."""
+        size = self.groups * self.state_dim
+        return self.inner, size, size
+
+    def _grouped(self, x: Float[Array, "*b _"]) -> Float[Array, "*b g n"]:
+        return x.reshape(*x.shape[:-1], self.groups, self.state_dim)
+
+    def _steps(self, dt: Float[Array, "b l h"]) -> Float[Array, "b l h"]:
+        return jax.nn.softplus(dt.astype(jnp.float32) + self.dt_bias[...])
 
     def _A(self) -> Float[Array, " h"]:
         return -jnp.exp(self.A_log[...])
+
+
+def _both(forward: nnx.Param, backward: nnx.Param) -> Array:
+    """Stacked, as kernels for two scans take them."""
+    return jnp.stack([forward[...], backward[...]])

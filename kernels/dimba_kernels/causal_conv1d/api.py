@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
-from dimba_kernels.dispatch import Implementation, call, check_rank, check_shapes, check_visibility
+from dimba_kernels.dispatch import Implementation, call, check_rank, check_shapes, check_visibility, choose
+from dimba_kernels.sharding import run_sharded, splits_heads, splits_positions
 
+_PACKAGE = "dimba_kernels.causal_conv1d"
 _AXES = dict(x="b l d", w="d k", bias="d", tail="b k-1 d", mask="b l", segments="b l")
 
 
@@ -52,9 +56,82 @@ def causal_conv1d(
     _, k = check_rank("causal_conv1d", "w", w, "d k")
     check_shapes("causal_conv1d", w=(w, (d, k)), bias=(bias, (d,)), tail=(tail, (b, k - 1, d)))
     check_visibility("causal_conv1d", mask, segments, (b, l))
-    if activation not in (None, "silu"):
-        raise ValueError(f"causal_conv1d: activation={activation!r} is unknown; pass 'silu' or None")
+    _check_activation("causal_conv1d", activation)
     inputs = dict(x=x, w=w, bias=bias, tail=tail, mask=mask, segments=segments)
     statics = dict(reverse=reverse, activation=activation)
     results = ("b l d", "b k-1 d")
-    return call("causal_conv1d", "dimba_kernels.causal_conv1d", implementation, inputs | statics, _AXES, results)
+    return call("causal_conv1d", _PACKAGE, implementation, inputs | statics, _AXES, results)
+
+
+def causal_conv1d_pair(
+    x: jax.Array,
+    x_back: jax.Array,
+    w: jax.Array,
+    bias: jax.Array,
+    *,
+    sizes: tuple[int, int, int],
+    tail: jax.Array | None = None,
+    tail_back: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    activation: Literal["silu"] | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Two `causal_conv1d` of one shape, [0] forward and [1] in reverse, their results where `ssd_pair` wants them.
+
+    On a GPU the kernels write them there, if blocks of 128 channels divide the sizes; elsewhere they are cut and
+    stacked, which copies them.
+
+    Args:
+        x, x_back: (b, l, d), the inputs of the one and of the other.
+        w, bias: (2, d, k) and (2, d).
+        sizes: of the three parts (x, B and C of Mamba-2) that the d channels are cut into.
+        tail, tail_back, mask, activation: as in `causal_conv1d`.
+
+    Returns:
+        Three parts (2, b, l, size) in x.dtype, and both tails to go on with.
+
+    Raises:
+        ValueError: a shape, a dtype or the activation is not one of the above, or the sizes do not add up to d.
+        NotImplementedError: the implementation asked for cannot run here, or not with these arguments.
+    """
+    b, l, d = check_rank("causal_conv1d_pair", "x", x, "b l d")
+    k = check_rank("causal_conv1d_pair", "w", w, "2 d k")[2]
+    tails = {"tail": (tail, (b, k - 1, d)), "tail_back": (tail_back, (b, k - 1, d))}
+    check_shapes("causal_conv1d_pair", x_back=(x_back, x.shape), w=(w, (2, d, k)), bias=(bias, (2, d)), **tails)
+    check_visibility("causal_conv1d_pair", mask, None, (b, l))
+    _check_activation("causal_conv1d_pair", activation)
+    if len(sizes) != 3 or sum(sizes) != d:
+        raise ValueError(f"causal_conv1d_pair: sizes {sizes} are not three that add up to the {d} channels")
+    if not _kernels_cut(x, w[0], implementation, sizes, x.dtype == x_back.dtype):
+        one = partial(causal_conv1d, mask=mask, activation=activation, implementation=implementation)
+        y, following = one(x, w[0], bias[0], tail=tail)
+        y_back, following_back = one(x_back, w[1], bias[1], tail=tail_back, reverse=True)
+        edges = [sizes[0], sizes[0] + sizes[1]]
+        first, second, third = map(jnp.stack, zip(*(jnp.split(a, edges, axis=-1) for a in (y, y_back)), strict=True))
+        return (first, second, third), (following, following_back)
+    from dimba_kernels.causal_conv1d.gpu_pair import causal_conv1d_pair as run
+
+    arrays = dict(x=x, x_back=x_back, w=w, bias=bias, tail=tail, tail_back=tail_back, mask=mask)
+    axes = dict(x="b l o", x_back="b l o", w="two o width", bias="two o", tail="b t o", tail_back="b t o", mask="b l")
+    results = ("two b l i", "two b l n", "two b l n", "b t o", "b t o")
+    statics = dict(sizes=tuple(sizes), activation=activation)
+    first, second, third, *tails = run_sharded("causal_conv1d_pair", run, arrays | statics, axes, results)
+    return (first, second, third), (tails[0], tails[1])
+
+
+def _check_activation(operation: str, activation: str | None) -> None:
+    if activation not in (None, "silu"):
+        raise ValueError(f"{operation}: activation={activation!r} is unknown; pass 'silu' or None")
+
+
+def _kernels_cut(
+    x: jax.Array, w: jax.Array, implementation: str | None, sizes: tuple[int, int, int], same: bool
+) -> bool:
+    """Will kernels run that write the parts themselves?"""
+    arguments = dict.fromkeys(("bias", "tail", "mask", "segments", "activation")) | dict(x=x, w=w, reverse=False)
+    run = choose("causal_conv1d", _PACKAGE, implementation, arguments)
+    if not run.__module__.endswith(".gpu") or not same or splits_heads() or splits_positions():
+        return False
+    from dimba_kernels.causal_conv1d.gpu_tiles import can_cut
+
+    return can_cut(sizes)

@@ -40,3 +40,10 @@ def arguments(shape: Shape, dtype: jnp.dtype | type = jnp.float32, seed: int = 0
         "tail": normal(shape.b, shape.k - 1, shape.d).astype(dtype),
     }
     return {name: jnp.asarray(value) for name, value in arrays.items()}
+
+
+def pair_arguments(shape: Shape, dtype: jnp.dtype | type = jnp.float32, seed: int = 0) -> dict[str, jax.Array]:
+    """Of `causal_conv1d_pair`."""
+    one, other = arguments(shape, dtype, seed), arguments(shape, dtype, seed + 1)
+    weights = {name: jnp.stack([one[name], other[name]]) for name in ("w", "bias")}
+    return one | weights | {f"{name}_back": other[name] for name in ("x", "tail")}

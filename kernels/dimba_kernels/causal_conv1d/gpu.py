@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from dimba_kernels.causal_conv1d import gpu_kernels
-from dimba_kernels.causal_conv1d.gpu_tiles import Walk, blocks, tiles
+from dimba_kernels.causal_conv1d.gpu_tiles import Tiles, Walk, blocks, tiles
 from dimba_kernels.triton_call import triton_call
 
 _WIDTHS = range(2, 9)  # the window is held in registers
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-class _Static(NamedTuple):
+class Static(NamedTuple):
     reverse: bool
     silu: bool
     resets: bool
@@ -60,12 +60,12 @@ def causal_conv1d(
     activation: str | None,
 ) -> tuple[jax.Array, jax.Array]:
     """See `dimba_kernels.causal_conv1d`."""
-    flags = _flags(mask, segments, reverse)
-    static = _Static(reverse, activation == "silu", segments is not None)
+    flags = flags_of(mask, segments, reverse)
+    static = Static(reverse, activation == "silu", segments is not None)
     return _convolution(static, x, w, bias, None if tail is None else tail.astype(x.dtype), flags)
 
 
-def _flags(mask: jax.Array | None, segments: jax.Array | None, reverse: bool) -> jax.Array | None:
+def flags_of(mask: jax.Array | None, segments: jax.Array | None, reverse: bool) -> jax.Array | None:
     """(b, l) int8: 1 where valid, plus 2 where the segment is not that of the position before (in scan order)."""
     if mask is None and segments is None:
         return None
@@ -82,42 +82,57 @@ def _device_kind() -> str:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolution(
-    static: _Static, x: jax.Array, w: jax.Array, bias: jax.Array | None, tail: jax.Array | None, flags: jax.Array | None
+    static: Static, x: jax.Array, w: jax.Array, bias: jax.Array | None, tail: jax.Array | None, flags: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    y = _outputs(static, x, w, bias, tail, flags)
-    return y, _next_tail(static, _edge(static, x, w), tail, flags, w.shape[1])
+    (y,) = outputs(static, x, w, bias, tail, flags)
+    return y, next_tail(static, edge_of(static, x, w), tail, flags, w.shape[1])
 
 
-def _forward(static: _Static, *primals: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
+def _forward(static: Static, *primals: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
     arrays = tuple(None if primal is None else primal.value for primal in primals)
     return _convolution(static, *arrays), arrays
 
 
-def _backward(static: _Static, arrays: tuple[Any, ...], cotangents: tuple[Any, Any]) -> tuple[Any, ...]:
+def _backward(static: Static, arrays: tuple[Any, ...], cotangents: tuple[Any, Any]) -> tuple[Any, ...]:
     x, w, bias, tail, flags = arrays
     dy, dtail_next = cotangents
     dy = jnp.zeros(x.shape, x.dtype) if isinstance(dy, SymbolicZero) else dy
-    dx, dw, dbias, dtail = _gradients(static, x, w, bias, tail, flags, dy)
-    if not isinstance(dtail_next, SymbolicZero):  # nobody goes on from here in most training: no pass for it
-        edge = _edge(static, x, w)
-        _, pull = jax.vjp(lambda edge, tail: _next_tail(static, edge, tail, flags, w.shape[1]), edge, tail)
-        dedge, dtail_passed = pull(dtail_next)
-        first = 0 if static.reverse else x.shape[1] - edge.shape[1]
-        dx = dx.at[:, first : first + edge.shape[1]].add(dedge)
-        dtail = dtail if tail is None else dtail + dtail_passed
+    dx, dw, dbias, dtail = gradients(static, x, w, bias, tail, flags, (dy,))
+    dx, dtail = with_tail_gradient(static, x, w, tail, flags, dtail_next, dx, dtail)
     return dx, dw, dbias, dtail, None
 
 
 _convolution.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _edge(static: _Static, x: jax.Array, w: jax.Array) -> jax.Array:
+def with_tail_gradient(
+    static: Static,
+    x: jax.Array,
+    w: jax.Array,
+    tail: jax.Array | None,
+    flags: jax.Array | None,
+    dtail_next: Any,
+    dx: jax.Array,
+    dtail: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """dx and dtail with what comes from the tail to go on with."""
+    if isinstance(dtail_next, SymbolicZero):  # nobody goes on from here in most training: no pass for it
+        return dx, dtail
+    edge = edge_of(static, x, w)
+    _, pull = jax.vjp(lambda edge, tail: next_tail(static, edge, tail, flags, w.shape[1]), edge, tail)
+    dedge, dtail_passed = pull(dtail_next)
+    first = 0 if static.reverse else x.shape[1] - edge.shape[1]
+    dx = dx.at[:, first : first + edge.shape[1]].add(dedge)
+    return dx, None if dtail is None else dtail + dtail_passed
+
+
+def edge_of(static: Static, x: jax.Array, w: jax.Array) -> jax.Array:
     """The last k-1 inputs in the direction of the scan, or fewer where the sequence is shorter."""
     size = min(x.shape[1], w.shape[1] - 1)
     return x[:, :size] if static.reverse else x[:, x.shape[1] - size :]
 
 
-def _next_tail(static: _Static, edge: jax.Array, tail: jax.Array | None, flags: jax.Array | None, k: int) -> jax.Array:
+def next_tail(static: Static, edge: jax.Array, tail: jax.Array | None, flags: jax.Array | None, k: int) -> jax.Array:
     """The tail (b, k-1, d) to go on with: zeros where masked, and before the last segment."""
     b, size, d = edge.shape
     tail = jnp.zeros((b, k - 1, d), edge.dtype) if tail is None else tail
@@ -136,44 +151,56 @@ def _next_tail(static: _Static, edge: jax.Array, tail: jax.Array | None, flags: 
     return values[:, ::-1] if static.reverse else values
 
 
-def _outputs(
-    static: _Static, x: jax.Array, w: jax.Array, bias: jax.Array | None, tail: jax.Array | None, flags: jax.Array | None
-) -> jax.Array:
-    b, l, _ = x.shape
-    tile = tiles(_device_kind(), *x.shape).forward
-    count, span = blocks(l, tile)
-    constants, channel_blocks = _constants(static, tile, count, span, x, w, bias, tail, flags)
-    (y,) = triton_call(
-        gpu_kernels.forward,
-        [x, w, *(x if value is None else value for value in (bias, tail, flags))],
-        [jax.ShapeDtypeStruct(x.shape, x.dtype)],
-        grid=(channel_blocks, b * count),
-        constants=constants | {"EVEN": l % span == 0},
-        warps=tile.threads // 32,
-    )
-    return y
-
-
-def _gradients(
-    static: _Static,
+def outputs(
+    static: Static,
     x: jax.Array,
     w: jax.Array,
     bias: jax.Array | None,
     tail: jax.Array | None,
     flags: jax.Array | None,
-    dy: jax.Array,
+    sizes: tuple[int, ...] = (),
+    started: tuple[jax.Array, ...] = (),
+) -> tuple[jax.Array, ...]:
+    """(y,); given sizes, y in parts (2, b, l, size), of which the one scan has `started` those the other one ends."""
+    b, l, _ = x.shape
+    tile = walks(x.shape, sizes).forward
+    count, span = blocks(l, tile)
+    constants, channel_blocks = _constants(static, tile, count, span, x, w, bias, tail, flags, sizes)
+    inputs = [x, w, *(x if value is None else value for value in (bias, tail, flags))]
+    if sizes and not started:
+        inputs += [x] * len(sizes)  # in the places of what is not there yet
+    return triton_call(
+        gpu_kernels.forward_parts if sizes else gpu_kernels.forward,
+        inputs,
+        [jax.ShapeDtypeStruct((2, b, l, size) if sizes else x.shape, x.dtype) for size in sizes or (0,)],
+        grid=(channel_blocks, b * count),
+        constants=constants | {"EVEN": l % span == 0},
+        warps=tile.threads // 32,
+        unfinished=started,
+    )
+
+
+def gradients(
+    static: Static,
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    tail: jax.Array | None,
+    flags: jax.Array | None,
+    dys: tuple[jax.Array, ...],
+    sizes: tuple[int, ...] = (),
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
-    """The gradients of x, w, bias and tail."""
+    """The gradients of x, w, bias and tail, from those of the results of `outputs`."""
     b, l, d = x.shape
     k = w.shape[1]
-    tile = tiles(_device_kind(), *x.shape).backward
+    tile = walks(x.shape, sizes).backward
     count, span = blocks(l, tile)
     rows = min(b, max(1, tile.positions // span))  # short sequences share a program
     groups = math.ceil(b / rows)
-    constants, channel_blocks = _constants(static, tile, count, span, x, w, bias, tail, flags)
+    constants, channel_blocks = _constants(static, tile, count, span, x, w, bias, tail, flags, sizes)
     dx, partials, *dtail = triton_call(
-        gpu_kernels.backward,
-        [x, w, *(x if value is None else value for value in (bias, tail, flags)), dy],
+        gpu_kernels.backward_parts if sizes else gpu_kernels.backward,
+        [x, w, *(x if value is None else value for value in (bias, tail, flags)), *dys],
         [
             jax.ShapeDtypeStruct(x.shape, x.dtype),
             jax.ShapeDtypeStruct((groups * count, k + 1, d), jnp.float32),
@@ -188,8 +215,14 @@ def _gradients(
     return dx, dw, None if bias is None else sums[k].astype(bias.dtype), None if tail is None else dtail[0]
 
 
+def walks(shape: tuple[int, ...], sizes: tuple[int, ...] = ()) -> Tiles:
+    """The tiles for x of this shape, in parts of these sizes."""
+    b, l, d = shape
+    return tiles(_device_kind(), b, l, d, sizes)
+
+
 def _constants(
-    static: _Static,
+    static: Static,
     tile: Walk,
     count: int,
     span: int,
@@ -198,6 +231,7 @@ def _constants(
     bias: jax.Array | None,
     tail: jax.Array | None,
     flags: jax.Array | None,
+    sizes: tuple[int, ...],
 ) -> tuple[dict[str, Any], int]:
     """What both kernels are compiled for, and the number of blocks of channels."""
     b, l, d = x.shape
@@ -207,4 +241,5 @@ def _constants(
         SILU=static.silu, REVERSE=static.reverse, BIAS=bias is not None, TAIL=tail is not None,
         FLAGS=flags is not None, RESETS=static.resets,
     )  # fmt: skip
+    constants |= {f"SIZE_{i}": size for i, size in enumerate(sizes)}
     return constants, math.ceil(d / channels)

@@ -108,13 +108,28 @@ def _convolved(taps, base, value, window):
 
 
 @triton.jit
-def forward(
-    x, w, bias, tail, flags, y,
+def _part(
+    array_0, array_1, array_2, SIZE_0: tl.constexpr, SIZE_1: tl.constexpr, SIZE_2: tl.constexpr, CHANNELS: tl.constexpr
+):
+    """Of three arrays the one that has this program's channels, the channels it has, and the first of them."""
+    first = tl.program_id(0) * CHANNELS
+    array, width, begin = array_2, tl.full([], SIZE_2, tl.int32), tl.full([], SIZE_0 + SIZE_1, tl.int32)
+    if first < SIZE_0:
+        array, width, begin = array_0, tl.full([], SIZE_0, tl.int32), tl.full([], 0, tl.int32)
+    elif first < SIZE_0 + SIZE_1:
+        array, width, begin = array_1, tl.full([], SIZE_1, tl.int32), tl.full([], SIZE_0, tl.int32)
+    # what the choice has hidden from the compiler: blocks of channels divide all three
+    return tl.multiple_of(array, 16), tl.multiple_of(width, CHANNELS), tl.multiple_of(begin, CHANNELS)
+
+
+@triton.jit
+def _walk_forward(
+    x, w, bias, tail, flags, y, width, begin, SCAN: tl.constexpr,
     B: tl.constexpr, L: tl.constexpr, D: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, SPAN: tl.constexpr,
     CHANNELS: tl.constexpr, UNROLL: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
     BIAS: tl.constexpr, TAIL: tl.constexpr, FLAGS: tl.constexpr, RESETS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """y of SPAN steps of one sequence; grid (blocks of channels, B * COUNT)."""
+    """y of SPAN steps of one sequence, which has `width` of the channels from `begin` on, for scans 0 to SCAN."""
     channels = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = _inside(channels, D, CHANNELS)
     row = (tl.program_id(1) // COUNT).to(tl.int64)
@@ -146,9 +161,40 @@ def forward(
                 out = out / (1.0 + tl.exp2(-_LOG2E * out))
             if FLAGS:
                 out = tl.where((flag & 1) != 0, out, 0.0)
-            at = (row * L + _position(step, L, REVERSE)) * D
+            at = ((SCAN * B + row) * L + _position(step, L, REVERSE)) * width - begin
             there = inside if EVEN else inside & (step < end)
             tl.store(y + at + channels, out.to(y.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def forward(
+    x, w, bias, tail, flags, y,
+    B: tl.constexpr, L: tl.constexpr, D: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, SPAN: tl.constexpr,
+    CHANNELS: tl.constexpr, UNROLL: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
+    BIAS: tl.constexpr, TAIL: tl.constexpr, FLAGS: tl.constexpr, RESETS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """y of SPAN steps of one sequence; grid (blocks of channels, B * COUNT)."""
+    _walk_forward(
+        x, w, bias, tail, flags, y, D, 0, 0, B, L, D, K, COUNT, SPAN, CHANNELS, UNROLL, SILU, REVERSE, BIAS, TAIL,
+        FLAGS, RESETS, EVEN,
+    )  # fmt: skip
+
+
+@triton.jit
+def forward_parts(
+    x, w, bias, tail, flags, started_0, started_1, started_2, y_0, y_1, y_2,
+    B: tl.constexpr, L: tl.constexpr, D: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, SPAN: tl.constexpr,
+    CHANNELS: tl.constexpr, UNROLL: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
+    BIAS: tl.constexpr, TAIL: tl.constexpr, FLAGS: tl.constexpr, RESETS: tl.constexpr, EVEN: tl.constexpr,
+    SIZE_0: tl.constexpr, SIZE_1: tl.constexpr, SIZE_2: tl.constexpr,
+):  # fmt: skip
+    """As `forward`, of one of two scans: y_i (2, B, L, SIZE_i) have the channels one after the other, the reverse scan
+    behind the other. Blocks of channels divide the sizes."""
+    y, width, begin = _part(y_0, y_1, y_2, SIZE_0, SIZE_1, SIZE_2, CHANNELS)
+    _walk_forward(
+        x, w, bias, tail, flags, y, width, begin, 1 if REVERSE else 0, B, L, D, K, COUNT, SPAN, CHANNELS, UNROLL,
+        SILU, REVERSE, BIAS, TAIL, FLAGS, RESETS, EVEN,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -202,18 +248,13 @@ def _store_gradient(
 
 
 @triton.jit
-def backward(
-    x, w, bias, tail, flags, dy, dx, partials, dtail,
+def _walk_backward(
+    x, w, bias, tail, flags, dy, width, begin, SCAN: tl.constexpr, dx, partials, dtail,
     B: tl.constexpr, L: tl.constexpr, D: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, SPAN: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, UNROLL: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
     BIAS: tl.constexpr, TAIL: tl.constexpr, FLAGS: tl.constexpr, RESETS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """dx of SPAN steps of ROWS sequences each, and what they add to dw and dbias; grid (channels, groups * COUNT).
-
-    partials (groups * COUNT, K+1, D) float32: the taps, that of the position itself first, then the bias. dtail is
-    written if TAIL. The gradient of an input is known K-1 steps after it: `owed` holds those still open, the newest
-    first, and the walk goes K-1 steps beyond the span.
-    """
+    """As `backward`; dy has `width` of the channels from `begin` on, for scans 0 to SCAN."""
     channels = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = _inside(channels, D, CHANNELS)
     group = tl.program_id(1) // COUNT
@@ -242,6 +283,7 @@ def backward(
                 valid = inside & ((flag & 1) != 0)
                 at = (row * L + _position(step, L, REVERSE)) * D
                 value = tl.load(x + at + channels, mask=valid, other=0.0)
+                at = ((SCAN * B + row) * L + _position(step, L, REVERSE)) * width - begin
                 slope = tl.load(dy + at + channels, mask=valid, other=0.0)
                 ahead = ahead + ((flag, value, slope),)
             for i in tl.static_range(UNROLL):
@@ -272,6 +314,7 @@ def backward(
             valid = inside & ((flag & 1) != 0)
             at = (row * L + _position(step, L, REVERSE)) * D
             value = tl.load(x + at + channels, mask=valid, other=0.0).to(tl.float32)
+            at = ((SCAN * B + row) * L + _position(step, L, REVERSE)) * width - begin
             slope = tl.load(dy + at + channels, mask=valid, other=0.0).to(tl.float32)
             if RESETS:
                 window = _cut(window, flag)
@@ -288,3 +331,38 @@ def backward(
     for m in tl.static_range(K + 1):
         at = (tl.program_id(1) * (K + 1) + m).to(tl.int64) * D
         tl.store(partials + at + channels, sums[m], mask=inside)
+
+
+@triton.jit
+def backward(
+    x, w, bias, tail, flags, dy, dx, partials, dtail,
+    B: tl.constexpr, L: tl.constexpr, D: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, SPAN: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, UNROLL: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
+    BIAS: tl.constexpr, TAIL: tl.constexpr, FLAGS: tl.constexpr, RESETS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """dx of SPAN steps of ROWS sequences each, and what they add to dw and dbias; grid (channels, groups * COUNT).
+
+    partials (groups * COUNT, K+1, D) float32: the taps, that of the position itself first, then the bias. dtail is
+    written if TAIL. The gradient of an input is known K-1 steps after it: `owed` holds those still open, the newest
+    first, and the walk goes K-1 steps beyond the span.
+    """
+    _walk_backward(
+        x, w, bias, tail, flags, dy, D, 0, 0, dx, partials, dtail, B, L, D, K, COUNT, SPAN, ROWS, CHANNELS, UNROLL,
+        SILU, REVERSE, BIAS, TAIL, FLAGS, RESETS, EVEN,
+    )  # fmt: skip
+
+
+@triton.jit
+def backward_parts(
+    x, w, bias, tail, flags, dy_0, dy_1, dy_2, dx, partials, dtail,
+    B: tl.constexpr, L: tl.constexpr, D: tl.constexpr, K: tl.constexpr, COUNT: tl.constexpr, SPAN: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, UNROLL: tl.constexpr, SILU: tl.constexpr, REVERSE: tl.constexpr,
+    BIAS: tl.constexpr, TAIL: tl.constexpr, FLAGS: tl.constexpr, RESETS: tl.constexpr, EVEN: tl.constexpr,
+    SIZE_0: tl.constexpr, SIZE_1: tl.constexpr, SIZE_2: tl.constexpr,
+):  # fmt: skip
+    """As `backward`, of one of two scans, whose dy_i lie as the results of `forward_parts`."""
+    dy, width, begin = _part(dy_0, dy_1, dy_2, SIZE_0, SIZE_1, SIZE_2, CHANNELS)
+    _walk_backward(
+        x, w, bias, tail, flags, dy, width, begin, 1 if REVERSE else 0, dx, partials, dtail, B, L, D, K, COUNT, SPAN,
+        ROWS, CHANNELS, UNROLL, SILU, REVERSE, BIAS, TAIL, FLAGS, RESETS, EVEN,
+    )  # fmt: skip

@@ -29,16 +29,31 @@ class Tiles:
 OPTIONS = {f"{walk}.threads": (32, 64, 128) for walk in ("forward", "backward")}
 
 
-def tiles(device_kind: str, b: int, l: int, d: int) -> Tiles:
+# few channels a thread leave registers for more warps: at b8 l2048 d4096 in bfloat16, 8 channels and 4 positions
+# forward took .097 ms and these take .087; 4 channels backward .233 with the forward pass, these .227
+_FORWARD, _BACKWARD = Walk(64, 4, 64, 8), Walk(32, 2, 256, 4)
+_WARP = 32
+
+
+def tiles(device_kind: str, b: int, l: int, d: int, sizes: tuple[int, ...] = ()) -> Tiles:
     """Tile sizes for a device, such as "NVIDIA H200", and the shape of x; alike on every kind, measured on an H200.
 
+    With the sizes of the parts that the channels are cut into, blocks of channels divide all of them, if `can_cut`.
     Long walks read little twice and leave small partial sums; but every multiprocessor wants 8 programs or more.
     """
     del device_kind
-    # few channels a thread leave registers for more warps: at b8 l2048 d4096 in bfloat16, 8 channels and 4 positions
-    # forward took .097 ms and these take .087; 4 channels backward .233 with the forward pass, these .227
-    forward, backward = Walk(64, 4, 64, 8), Walk(32, 2, 256, 4)
-    return Tiles(_enough(forward, b, l, d), _enough(backward, b, l, d))
+    return Tiles(*(_enough(_narrow(walk, sizes), b, l, d) for walk in (_FORWARD, _BACKWARD)))
+
+
+def can_cut(sizes: tuple[int, ...]) -> bool:
+    """Are there blocks of channels, of a whole warp, that divide all sizes?"""
+    return all(math.gcd(*sizes) % (_WARP * walk.channels) == 0 for walk in (_FORWARD, _BACKWARD))
+
+
+def _narrow(walk: Walk, sizes: tuple[int, ...]) -> Walk:
+    while walk.threads > _WARP and math.gcd(*sizes) % (walk.threads * walk.channels):
+        walk = replace(walk, threads=walk.threads // 2)
+    return walk
 
 
 def _enough(walk: Walk, b: int, l: int, d: int) -> Walk:
