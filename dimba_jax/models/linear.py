@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from dimba_kernels.dispatch import target_platform
 from dimba_kernels.ssd.matmul import matmul
 from flax import nnx
 from jaxtyping import Array, Float
@@ -67,9 +68,12 @@ class Linear(nnx.Module):
         that one part's reader asks for would be that of all.
         """
         parts, out = self.parts or (), {}
+        x = x.astype(self.dtype)
         for members, kernel in zip(self._matmuls(), self._kernels(), strict=True):
             widths = [parts[i].width for i in members]
-            y = contract(x, kernel, self.dtype, exact=self.exact)[..., : sum(widths)]
+            # XLA's GPU backend makes one matmul of several small ones that read the same array, cutting up the result
+            own = jax.lax.optimization_barrier(x) if target_platform() == "gpu" else x
+            y = contract(own, kernel, self.dtype, exact=self.exact)[..., : sum(widths)]
             out |= dict(zip(members, jnp.split(y, np.cumsum(widths)[:-1], axis=-1), strict=True))
         return [out[i] for i in range(len(parts))]
 
