@@ -23,6 +23,7 @@ from dimba_jax.evals.any_order import count_nll, mask_counts, would_write
 from dimba_jax.evals.estimate import EXACT, Estimator
 from dimba_jax.evals.likelihood import check_model
 from dimba_jax.evals.texts import Positions, document_rows
+from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.sampling.load import LoadedModel
 
 SHORTEST = 8  # positions of a row: rows have this length times a power of two, so that few are compiled
@@ -187,7 +188,8 @@ class Conditional:
 
         @jax.jit
         def greedy(params: PyTree, process: Process, row: dict[str, Array], counted: Array):
-            return would_write(nnx.merge(graphdef, params), process, row, counted, source, config.process.block_size)
+            denoiser = merge_prepared(graphdef, params)
+            return would_write(denoiser, process, row, counted, source, config.process.block_size)
 
         return _Functions(by_time, by_count, greedy)
 

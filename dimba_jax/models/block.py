@@ -34,7 +34,7 @@ class SwiGLU(nnx.Module):
 class Block(nnx.Module):
     """h + mixer(norm(h)), then h + MLP(norm(h)), each norm modulated by the condition c.
 
-    The residual stream is float32; what enters a branch is cast by its first matmul.
+    The residual stream is float32; what enters a branch has the compute dtype.
 
     Args:
       mixer: a name of `config.pattern`.

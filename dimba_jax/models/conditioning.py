@@ -66,8 +66,8 @@ class Normed(NamedTuple):
     gate: Float[Array, "#b #l d"] | None
 
 
-class PlainNorm(nnx.Module):
-    """norm(h + branch), which nothing modulates; and what those that c modulates have in common."""
+class BlockNorm(nnx.Module):
+    """norm(h + branch), in front of a branch; a kind says what of it c modulates."""
 
     modulates: ClassVar[tuple[str, ...]] = ()  # what is made of c, in the order of its columns
 
@@ -94,19 +94,23 @@ class PlainNorm(nnx.Module):
         return Normed(h, x, by.get("gate"))
 
 
-class FilmNorm(PlainNorm):
+class PlainNorm(BlockNorm):
+    """A norm that nothing modulates."""
+
+
+class FilmNorm(BlockNorm):
     """norm(h) * gamma(c) + beta(c), with gamma = 1 and beta = 0 at the start (DIMBA's FiLM)."""
 
     modulates = ("scale", "shift")
 
 
-class AdditiveNorm(PlainNorm):
+class AdditiveNorm(BlockNorm):
     """norm(h) + beta(c), with beta = 0 at the start."""
 
     modulates = ("shift",)
 
 
-class AdaLNZeroNorm(PlainNorm):
+class AdaLNZeroNorm(BlockNorm):
     """FiLM, and a gate on the branch's output that starts at 0 (DiT, arXiv 2212.09748, section 3.2)."""
 
     modulates = ("scale", "shift", "gate")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from dimba_jax.config import ModelConfig
 
+MERGED = 24 << 20  # bytes of a result, below which matmuls of the same array may become one
 ALIGNED = 8  # columns: rows of 16 bytes in bfloat16, without which a GPU's matmuls take a third of their speed
 
 
@@ -54,9 +55,11 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.dtype, self.exact = jnp.dtype(config.dtype), exact
         self.parts = None if parts is None else tuple(parts)
-        self.laid_out: tuple[Array, ...] | None = None
+        self.prepared: tuple[Array, ...] | None = None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        if self.parts is not None:
+            raise ValueError("this projection is cut into parts: call its cut()")
         (kernel,) = self._kernels()
         y = contract(x, kernel, self.dtype, exact=self.exact)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
@@ -67,19 +70,28 @@ class Linear(nnx.Module):
         Cutting up the whole output would copy it, forward and backward; its width need suit no matmul; and the layout
         that one part's reader asks for would be that of all.
         """
-        parts, out = self.parts or (), {}
+        if self.parts is None:
+            raise ValueError("this projection has no parts to be cut into: call it")
+        parts, out = self.parts, {}
         x = x.astype(self.dtype)
+        alone = [part.width for part in parts if part.shared is None]
+        size = math.prod(x.shape[:-1]) * min(alone, default=0) * x.dtype.itemsize
+        # XLA's GPU backend makes one matmul of several that read the same array. That suits small results; large ones
+        # it would have to cut up, and their kernels to put together, each time
+        apart = target_platform() == "gpu" and size >= MERGED
         for members, kernel in zip(self._matmuls(), self._kernels(), strict=True):
             widths = [parts[i].width for i in members]
-            # XLA's GPU backend makes one matmul of several small ones that read the same array, cutting up the result
-            own = jax.lax.optimization_barrier(x) if target_platform() == "gpu" else x
+            own = jax.lax.optimization_barrier(x) if apart else x
             y = contract(own, kernel, self.dtype, exact=self.exact)[..., : sum(widths)]
             out |= dict(zip(members, jnp.split(y, np.cumsum(widths)[:-1], axis=-1), strict=True))
         return [out[i] for i in range(len(parts))]
 
-    def lay_out(self) -> None:
-        """Casts and cuts the kernel once, for all calls that follow; layers may be stacked in front of its axes."""
-        self.laid_out = nnx.data(tuple(kernel.astype(self.dtype) for kernel in self._kernels()))
+    def prepare(self) -> None:
+        """Casts and cuts the kernel once, for all calls that follow; layers may be stacked in front of its axes.
+
+        What is written to the kernel afterwards is not seen.
+        """
+        self.prepared = nnx.data(tuple(kernel.astype(self.dtype) for kernel in self._kernels()))
 
     def _matmuls(self) -> list[list[int]]:
         """The parts of each matmul."""
@@ -90,8 +102,8 @@ class Linear(nnx.Module):
 
     def _kernels(self) -> list[Float[Array, "*layers i _"]]:
         """The kernel of each matmul, parts' columns padded to a width that suits one."""
-        if self.laid_out is not None:
-            return list(self.laid_out)
+        if self.prepared is not None:
+            return list(self.prepared)
         if self.parts is None:
             return [self.kernel[...]]
         whole = self.kernel[...]

@@ -32,12 +32,11 @@ class RMSNorm(nnx.Module):
         implementation: Implementation | None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b l d"]]:
         """total = h + gate y (h without a y), and this norm of it, times 1 + scale, plus shift, in `dtype`."""
-        by_position = any(x is not None and x.shape[1] > 1 for x in (gate, scale, shift))  # for which is no kernel
-        if implementation == "tpu" or (implementation == "gpu" and by_position):
-            implementation = None
+        by_position = any(x is not None and x.shape[1] > 1 for x in (gate, scale, shift))
         return modulated_rms_norm(
-            h, self.scale[...], scale, shift, y, gate, dtype=dtype, epsilon=EPSILON, implementation=implementation
-        )
+            h, self.scale[...], scale, shift, y, gate, dtype=dtype, epsilon=EPSILON,
+            implementation=_implementation(implementation, kernel=not by_position),
+        )  # fmt: skip
 
 
 class GatedRMSNorm(nnx.Module):
@@ -46,7 +45,7 @@ class GatedRMSNorm(nnx.Module):
     def __init__(self, size: int, groups: int, implementation: Implementation | None):
         self.scale = nnx.Param(jnp.ones(size))
         self.groups = groups
-        self.implementation: Implementation | None = None if implementation == "tpu" else implementation  # has none
+        self.implementation: Implementation | None = _implementation(implementation)
 
     def __call__(self, y: Float[Array, "b l d"], z: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         return self._norm(y[None], z, self.scale[...][None])
@@ -57,6 +56,11 @@ class GatedRMSNorm(nnx.Module):
 
     def _norm(self, y: Array, z: Array, scale: Array) -> Array:
         return gated_rms_norm(y, z, scale, groups=self.groups, epsilon=EPSILON, implementation=self.implementation)
+
+
+def _implementation(asked: Implementation | None, *, kernel: bool = True) -> Implementation | None:
+    """A norm's, where this is that of the scans: XLA's where there is no kernel, which is so for TPUs."""
+    return None if asked == "tpu" or (asked == "gpu" and not kernel) else asked
 
 
 def unit_rms(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

@@ -62,12 +62,12 @@ class Stack(nnx.Module):
         keys = jax.random.split(rngs.params(), self.repeats + 1)
         self.groups = jax.vmap(lambda key: make(key, config.pattern))(keys[1:]) if self.repeats else None
         self.rest = make(keys[0], config.pattern[:left]) if left else None
-        self.apart: tuple[Group, ...] | None = None
+        self.unstacked: tuple[Group, ...] | None = None
 
-    def take_apart(self) -> None:
-        """Takes the layers apart once, for all calls that follow, if they are not scanned."""
+    def unstack(self) -> None:
+        """Unstacks the layers once, for all calls that follow, if they are not scanned."""
         if self.groups is not None and not self.scan_layers:
-            self.apart = nnx.data(tuple(_unstack(self.groups, self.repeats)))
+            self.unstacked = nnx.data(tuple(_unstack(self.groups, self.repeats)))
 
     def __call__(
         self,
@@ -152,7 +152,7 @@ class Stack(nnx.Module):
                 body = _rematerialised(run, self.remat, scanned=True)
                 carry, group_values = jax.lax.scan(lambda carry, x: body(x[0], carry, *x[1]), carry, (self.groups, xs))
             else:
-                groups = _unstack(self.groups, self.repeats) if self.apart is None else self.apart
+                groups = _unstack(self.groups, self.repeats) if self.unstacked is None else self.unstacked
                 out = []
                 for group, own in zip(groups, _unstack(xs, self.repeats), strict=True):
                     carry, value = once(group, carry, *own)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from dimba_jax.config import SamplingConfig
 from dimba_jax.diffusion.predict import Network, token_logits
 from dimba_jax.diffusion.process import EmbeddingProcess
-from dimba_jax.models.laid_out import merge_laid_out
+from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.sampling.guidance import guided_network
 from dimba_jax.sampling.steppers import Stepper
 
@@ -117,7 +117,7 @@ def _sample(
     self_conditioning: bool,
     stages: int,
 ) -> SampleResult:
-    denoiser: Any = merge_laid_out(graph, parameters)
+    denoiser: Any = merge_prepared(graph, parameters)
     network = guided_network(denoiser, tokens, target, valid, settings.guidance)
     table = denoiser.table()
     source = denoiser.embed(tokens)

@@ -36,7 +36,7 @@ from flax import nnx
 
 from dimba_jax.config import RunConfig
 from dimba_jax.models.build import make_denoiser
-from dimba_jax.models.laid_out import merge_laid_out
+from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.models.token_denoiser import Cache
 from dimba_jax.recipes import autoregressive
 
@@ -105,7 +105,7 @@ def calls(
         return denoiser.extend(tokens, t, cache)[0]
 
     def run(params: Any, tokens: jax.Array, cache: Any) -> jax.Array:
-        denoiser = merge_laid_out(graphdef, params)
+        denoiser = merge_prepared(graphdef, params)
 
         def step(tokens: jax.Array, _: None) -> tuple[jax.Array, None]:
             logits = one(denoiser, tokens, cache)

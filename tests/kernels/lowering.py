@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -63,6 +64,7 @@ def cases(operation: str, large: bool) -> Iterator[tuple[str, Callable[..., Any]
             yield f"issue {kind}", run, avals(modulated, modulated.SHAPES["small"], dtype)
             yield f"issue {kind} first", run, avals(modulated, modulated.SHAPES["first"], dtype)
             yield f"issue {kind} large", run, avals(modulated, modulated.SHAPES["large"], dtype)
+            yield f"long {kind}", run, avals(modulated, modulated.SHAPES["long"], dtype)
         elif operation == "selective_scan":
             shape = s6.SHAPES["long"] if large else s6.Shape(b=2, l=300, d=256, n=16)
             arguments = avals(s6, shape, dtype, "raw_arguments")
@@ -84,8 +86,8 @@ def cases(operation: str, large: bool) -> Iterator[tuple[str, Callable[..., Any]
 
 def avals(specs: Any, shape: Any, dtype: Any, make: str = "arguments") -> Avals:
     """Of the shape's arguments, which are not drawn."""
-    ones = {name: int(value is not False) for name, value in vars(shape).items()}
-    tiny = getattr(specs, make)(type(shape)(**ones), dtype)  # names, ranks and dtypes
+    ones = {name: 1 for name in vars(shape) if name != "branch"}
+    tiny = getattr(specs, make)(replace(shape, **ones), dtype)  # names, ranks and dtypes
     return {name: jax.ShapeDtypeStruct(_size(name, value, shape, make), value.dtype) for name, value in tiny.items()}
 
 

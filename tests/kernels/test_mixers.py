@@ -12,6 +12,7 @@ from dimba_kernels.testing import gaps, relative_error
 from flax import nnx
 
 from dimba_jax.config import ModelConfig
+from dimba_jax.models.block import Block
 from dimba_jax.models.mixers import make_mixer
 from dimba_jax.models.mixers.core import two_cores
 
@@ -50,6 +51,39 @@ def test_gpu_kernels_change_nothing(name, direction):
         outputs_and_gradients(mixer(name, implementation, direction), x, gaps(2, 9))
         for implementation in ("gpu", "xla")
     ]
+    assert np.max([relative_error(*pair) for pair in zip(*results, strict=True)]) < 1e-4
+
+
+@needs_triton
+@pytest.mark.parametrize("modulation", ["film", "additive", "adaln_zero"])
+@pytest.mark.parametrize("by_position", [False, True])
+def test_gpu_kernels_of_a_block_change_nothing(modulation, by_position):
+    """The norms of a block, with one condition a row or, for which there is no kernel, one a position."""
+    results = []
+    rng = np.random.default_rng(0)
+    x, c = (jnp.asarray(rng.normal(size=size).astype(np.float32)) for size in ((2, 9, 8), (2, 9, 6)))
+    for implementation in ("gpu", "xla"):
+        config = ModelConfig(
+            d_model=8, head_dim=4, pattern=("attention",), modulation=modulation, condition_dim=6,
+            implementation=implementation,
+        )  # fmt: skip
+        block = Block(config, "attention", rngs=nnx.Rngs(0))
+        graph, params = nnx.split(block)
+        # what starts at zero would hide what it multiplies
+        leaves = [
+            jnp.asarray(np.random.default_rng(i).normal(size=p.shape), jnp.float32) / 3
+            for i, p in enumerate(jax.tree.leaves(params))
+        ]
+        params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+        def loss(params, x, c, graph=graph):
+            y = nnx.merge(graph, params)(x, None, c if by_position else c[:, 0])
+            return jnp.sum(jnp.sin(y)), y
+
+        run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+        with jax.default_matmul_precision("highest"):
+            (_, y), gradients = run(params, x, c)
+        results.append(jax.tree.leaves((y, gradients)))
     assert np.max([relative_error(*pair) for pair in zip(*results, strict=True)]) < 1e-4
 
 

@@ -56,7 +56,27 @@ def test_a_value_for_each_position_is_left_to_xla():
     arrays = arguments(TINY)
     arrays["scale"] = arrays["scale"] * jnp.arange(1.0, 6.0)[:, None]
     assert_agreement(run_of("xla"), run_of("reference"), arrays, TOLERANCE["float32"])
-    assert_agreement(modulated_rms_norm, run_of("reference"), arrays, TOLERANCE["float32"])
+    pytest.importorskip("triton", reason="no Triton: install the `gpu` extra")
+    with pytest.raises(NotImplementedError, match="scale has a value for each of 5 positions"):
+        modulated_rms_norm(**arrays, implementation="gpu")
+
+
+def test_what_goes_on_is_what_is_normed(any_implementation):
+    """1 + .002 is 1 in bfloat16: the norm of four ones, not of 1.002 and three ones."""
+    h = jnp.ones((1, 1, 4), jnp.bfloat16)
+    branch = jnp.array([2e-3, 0, 0, 0], jnp.bfloat16).reshape(1, 1, 4)
+    options = dict(branch=branch, dtype=jnp.float32, epsilon=0.0, implementation=any_implementation)
+    total, out = modulated_rms_norm(h, jnp.ones(4), **options)
+    np.testing.assert_array_equal(np.asarray(total, np.float32), 1.0)
+    np.testing.assert_allclose(out, 1.0, rtol=1e-6)
+
+
+def test_positions_that_are_not_there_add_nothing(implementation, monkeypatch):
+    """Eleven positions in turns of four, and no epsilon that keeps an empty one from being NaN."""
+    if implementation == "gpu":
+        monkeypatch.setattr("dimba_kernels.modulated_norm.gpu._PROGRAMS", 8)
+    runs = (run_of(name, epsilon=0.0) for name in (implementation, "reference"))
+    assert_agreement(*runs, arguments(Shape(b=2, l=11, d=12)), TOLERANCE["float32"])
 
 
 def test_by_hand(any_implementation):
@@ -86,17 +106,19 @@ def test_same_bits_twice(implementation):
     assert_same_bits_twice(run_of(implementation, dtype=jnp.bfloat16), arguments(TINY, jnp.bfloat16))
 
 
-def test_under_vmap_remat_and_scan(implementation):
+@pytest.mark.parametrize("way", ["vmap", "scan"])
+def test_under_vmap_remat_and_scan(implementation, way):
     arrays, others = (arguments(TINY, seed=seed) for seed in (0, 3))
     stacked = {name: jnp.stack([arrays[name], others[name]]) for name in arrays}
+    one = jax.checkpoint(lambda arrays: run_of(implementation)(**arrays))
 
-    def vectorised(**stacked):
-        return jax.vmap(jax.checkpoint(lambda arrays: run_of(implementation)(**arrays)))(stacked)
+    def all_of_them(**stacked):
+        return jax.vmap(one)(stacked) if way == "vmap" else jax.lax.map(one, stacked)
 
     def one_by_one(**stacked):
         return jax.lax.map(lambda arrays: run_of("reference")(**arrays), stacked)
 
-    assert_agreement(vectorised, one_by_one, stacked, TOLERANCE["float32"])
+    assert_agreement(all_of_them, one_by_one, stacked, TOLERANCE["float32"])
 
 
 def test_bad_arguments_are_named():
@@ -109,12 +131,7 @@ def test_bad_arguments_are_named():
         modulated_rms_norm(**arrays | {"shift": jnp.zeros((2, 3, 24))})
     with pytest.raises(ValueError, match="modulated_rms_norm: a gate without a branch"):
         modulated_rms_norm(**arrays | {"branch": None})
+    with pytest.raises(ValueError, match="modulated_rms_norm: dtype=int32, expected a floating one"):
+        modulated_rms_norm(**arrays, dtype=jnp.int32)
     with pytest.raises(NotImplementedError, match="no kernel for TPUs|runs on a TPU"):
         modulated_rms_norm(**arrays, implementation="tpu")
-
-
-def test_a_value_for_each_position_is_no_argument_of_the_gpu_kernels():
-    gpu = pytest.importorskip("dimba_kernels.modulated_norm.gpu", reason="no Triton: install the `gpu` extra")
-    arrays = arguments(TINY) | {"shift": jnp.zeros((2, 5, 24))}
-    why = gpu.unsupported(**arrays, dtype=jnp.dtype("float32"), epsilon=1e-5)
-    assert why == "shift has a value for each of 5 positions, and the kernels take one for a row"

@@ -10,9 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dimba_kernels import causal_conv1d, gated_rms_norm, selective_scan, sharding, ssd, ssd_bidirectional, ssd_pair
+from dimba_kernels import (
+    causal_conv1d,
+    gated_rms_norm,
+    modulated_rms_norm,
+    selective_scan,
+    sharding,
+    ssd,
+    ssd_bidirectional,
+    ssd_pair,
+)
 from dimba_kernels.causal_conv1d import arg_specs as conv
 from dimba_kernels.gated_norm import arg_specs as norm
+from dimba_kernels.modulated_norm import arg_specs as modulated
 from dimba_kernels.selective_scan import arg_specs as s6
 from dimba_kernels.ssd import arg_specs as duality
 from dimba_kernels.testing import assert_agreement, gaps, packed
@@ -86,6 +96,19 @@ def test_a_pointwise_operation_needs_no_other_part_of_the_sequence():
     with sharding(mesh, batch="data", sequence="sequence"):
         assert "shard_map" in str(jax.make_jaxpr(partial(run, implementation="gpu"))(**arrays))
         assert_agreement(partial(run, implementation="gpu"), whole, arrays, 1e-5)
+
+
+@needs_triton
+@pytest.mark.parametrize("rows", [2, 1])
+def test_a_modulated_norm_is_split_like_the_stream(rows):
+    """One modulation for all rows gets the gradients of all devices."""
+    arrays = modulated.arguments(modulated.Shape(b=2, l=8, d=6, rows=rows))
+    mesh = jax.make_mesh((2, 4), ("data", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    run, whole = (partial(modulated_rms_norm, implementation=name) for name in ("gpu", "reference"))
+    with sharding(mesh, batch="data", sequence="sequence"):
+        assert "shard_map" in str(jax.make_jaxpr(lambda arrays: run(**arrays))(arrays))
+        assert_agreement(run, whole, arrays, 1e-5)
+    assert_unchanged(modulated_rms_norm, arrays, FOUR, implementation=None)  # devices that split heads: by XLA
 
 
 def test_a_norm_over_split_features_is_left_to_xla():

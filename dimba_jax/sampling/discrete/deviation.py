@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int, PRNGKeyArray
 
 from dimba_jax.config import RunConfig, SamplingConfig
 from dimba_jax.diffusion.masked import Masked
+from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.sampling.discrete.fast import CacheKind, block_network, fast_blocks, rows_of, sample_fast
 from dimba_jax.sampling.discrete.guidance import hides_source
@@ -89,7 +90,7 @@ def _compare(
     cache: CacheKind,
 ) -> tuple[Array, Array, Array, Array]:
     """Of each step of a block but the first: the greatest and the summed difference, changed argmaxes, positions."""
-    denoiser: TokenDenoiser = nnx.merge(graph, parameters)
+    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
     views = rows_of(denoiser, editable, visible, guidance, hide)
     network = functools.partial(block_network, denoiser, process, views, states[0], start, size)
     cached, whole = network(cache), network("none")

@@ -15,7 +15,7 @@ from dimba_jax.config import RunConfig, SamplingConfig
 from dimba_jax.data.tokenizers import EOS, PAD
 from dimba_jax.diffusion.masked import Masked
 from dimba_jax.errors import ConfigError
-from dimba_jax.models.laid_out import merge_laid_out
+from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.sampling.discrete.blocks import block_keys, block_size
 from dimba_jax.sampling.discrete.ending import may_end, still_to_write, text_ends, words_alone
@@ -203,7 +203,7 @@ def _sample(
     ends: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser = merge_laid_out(graph, parameters)
+    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
     views = rows_of(denoiser, editable, visible, guidance, hide)
     rows, length = tokens.shape
     source = denoiser.source_length

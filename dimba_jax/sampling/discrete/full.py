@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from dimba_jax.config import RunConfig, SamplingConfig
 from dimba_jax.data.tokenizers import EOS, PAD
 from dimba_jax.diffusion.masked import Masked
-from dimba_jax.models.laid_out import merge_laid_out
+from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.sampling.discrete.ending import may_end, words_alone
 from dimba_jax.sampling.discrete.guidance import hides_source, token_call
@@ -84,7 +84,7 @@ def _sample(
     whole: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser = merge_laid_out(graph, parameters)
+    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
     rows, length = tokens.shape
     # the prompt of a pair is its source, of running text whatever is given
     prompt = jnp.broadcast_to(jnp.arange(length) < first, (rows, length)) if first else ~editable

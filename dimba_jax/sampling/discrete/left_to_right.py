@@ -16,7 +16,7 @@ from dimba_jax.config import RunConfig, SamplingConfig
 from dimba_jax.data.tokenizers import EOS, PAD
 from dimba_jax.diffusion.autoregressive import Autoregressive
 from dimba_jax.errors import ConfigError
-from dimba_jax.models.laid_out import merge_laid_out
+from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.sampling.discrete.distribution import TokenChoice, token_choice
 from dimba_jax.sampling.discrete.ending import may_end, still_to_write, text_ends, words_alone
@@ -102,7 +102,7 @@ def _sample(
     ends: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser = merge_laid_out(graph, parameters)
+    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
     rows, length = tokens.shape
     source = denoiser.source_length
     target = jnp.broadcast_to(jnp.arange(length) >= source, (rows, length))

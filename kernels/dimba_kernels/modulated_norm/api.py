@@ -29,7 +29,7 @@ def modulated_rms_norm(
     the stream's gradient to the norm's where it computes that. Sums and statistics are float32 (float64 for float64 h).
 
     Args:
-        h: (b, l, d), the residual stream.
+        h: (b, l, d), the residual stream. The total is rounded to its dtype before it is normed.
         weight: (d,).
         scale, shift, gate: (b or 1, l or 1, d), of rows and positions or shared by them; None: 0, 0, 1. The GPU kernels
             take one of a row or shared by all rows, no one of a position.
@@ -41,7 +41,7 @@ def modulated_rms_norm(
         total (b, l, d) in h.dtype, and the normed one (b, l, d) in `dtype`.
 
     Raises:
-        ValueError: a shape is not one of the above, or there is a gate and no branch.
+        ValueError: a shape or dtype is not one of the above, or there is a gate and no branch.
         NotImplementedError: the implementation asked for cannot run here, or not with these arguments.
     """
     b, l, d = check_rank("modulated_rms_norm", "h", h, "b l d")
@@ -49,12 +49,15 @@ def modulated_rms_norm(
     for name, array in (("scale", scale), ("shift", shift), ("gate", gate)):
         if array is not None and (array.ndim != 3 or array.shape != (_some(array, 0, b), _some(array, 1, l), d)):
             raise ValueError(f"modulated_rms_norm: {name} has shape {array.shape}, expected ({b} or 1, {l} or 1, {d})")
+    dtype = jnp.dtype(h.dtype if dtype is None else dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"modulated_rms_norm: dtype={dtype}, expected a floating one")
     if gate is not None and branch is None:
         raise ValueError("modulated_rms_norm: a gate without a branch; pass both, or neither")
     if implementation is None and splits_heads():
         implementation = "xla"  # nothing here is split over those devices: XLA places it as what is around wants it
     arguments = dict(h=h, weight=weight, scale=scale, shift=shift, branch=branch, gate=gate)
-    arguments |= dict(dtype=jnp.dtype(h.dtype if dtype is None else dtype), epsilon=epsilon)
+    arguments |= dict(dtype=dtype, epsilon=epsilon)
     run = choose("modulated_rms_norm", _PACKAGE, implementation, arguments)
     if run.__module__.rpartition(".")[2] in ("reference", "xla"):
         return run(**arguments)  # which XLA splits by itself

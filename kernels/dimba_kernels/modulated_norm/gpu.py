@@ -145,8 +145,8 @@ def _add_norm_backward(static: _Static, kept: tuple[jax.Array, ...], cotangents:
         ],
         **launch,
     )
-    products, sums, opened = _summed(partials)
-    return dh, *_of_modulation(products, sums, weight, scale, shift), dbranch, _like(opened, gate)
+    products, sums, dgate = _summed(partials)
+    return dh, *_of_modulation(products, sums, weight, scale, shift), dbranch, _like(dgate, gate)
 
 
 _add_norm.defvjp(_add_norm_forward, _add_norm_backward)

@@ -87,11 +87,11 @@ def norm_backward(
         at = (tl.program_id(1).to(tl.int64) * LENGTH + position) * WIDTH + features
         value = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
         cotangent = tl.load(dout + at, mask=inside, other=0.0).to(tl.float32)
-        onward = tl.load(dtotal + at, mask=inside, other=0.0).to(tl.float32)
+        stream = tl.load(dtotal + at, mask=inside, other=0.0).to(tl.float32)
         normed, gradient = _norm_gradient(value, cotangent, factors, WIDTH, EPSILON)
         products += tl.where(inside, cotangent * normed, 0.0)  # with no epsilon a position that is not there is NaN
         sums += cotangent
-        tl.store(dh + at, (onward + gradient).to(dh.dtype.element_ty), mask=inside)
+        tl.store(dh + at, (stream + gradient).to(dh.dtype.element_ty), mask=inside)
     mine = partials + ((tl.program_id(1) * PROGRAMS + tl.program_id(0)) * 2) * WIDTH + features
     tl.store(mine, products, mask=features < WIDTH)
     tl.store(mine + WIDTH, sums, mask=features < WIDTH)
@@ -108,23 +108,23 @@ def add_norm_backward(
     factors = _row_of(weight, 0, WIDTH, features) * (1.0 + _row_of(scale, SCALE_STEP, WIDTH, features))
     gates = _row_of(gate, GATE_STEP, WIDTH, features)
     products, sums = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
-    opened = tl.zeros([BLOCK], tl.float32)
+    dgate = tl.zeros([BLOCK], tl.float32)
     for turn in range((LENGTH + PROGRAMS - 1) // PROGRAMS):
         position = tl.program_id(0) + turn * PROGRAMS
         inside = (features < WIDTH) & (position < LENGTH)
         at = (tl.program_id(1).to(tl.int64) * LENGTH + position) * WIDTH + features
         value = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
         cotangent = tl.load(dout + at, mask=inside, other=0.0).to(tl.float32)
-        onward = tl.load(dtotal + at, mask=inside, other=0.0).to(tl.float32)
+        stream = tl.load(dtotal + at, mask=inside, other=0.0).to(tl.float32)
         added = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
         normed, gradient = _norm_gradient(value, cotangent, factors, WIDTH, EPSILON)
-        onward += gradient
+        stream += gradient
         products += tl.where(inside, cotangent * normed, 0.0)  # with no epsilon a position that is not there is NaN
         sums += cotangent
-        opened += tl.where(inside, onward * added, 0.0)
-        tl.store(dh + at, onward.to(dh.dtype.element_ty), mask=inside)
-        tl.store(dbranch + at, (onward * gates).to(dbranch.dtype.element_ty), mask=inside)
+        dgate += tl.where(inside, stream * added, 0.0)
+        tl.store(dh + at, stream.to(dh.dtype.element_ty), mask=inside)
+        tl.store(dbranch + at, (stream * gates).to(dbranch.dtype.element_ty), mask=inside)
     mine = partials + ((tl.program_id(1) * PROGRAMS + tl.program_id(0)) * 3) * WIDTH + features
     tl.store(mine, products, mask=features < WIDTH)
     tl.store(mine + WIDTH, sums, mask=features < WIDTH)
-    tl.store(mine + 2 * WIDTH, opened, mask=features < WIDTH)
+    tl.store(mine + 2 * WIDTH, dgate, mask=features < WIDTH)

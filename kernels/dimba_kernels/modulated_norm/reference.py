@@ -22,7 +22,9 @@ def modulated_rms_norm(
     total = h.astype(wide)
     if branch is not None:
         total = total + (1 if gate is None else gate.astype(wide)) * branch.astype(wide)
-    out = total / jnp.sqrt(jnp.mean(total**2, axis=-1, keepdims=True) + epsilon) * weight.astype(wide)
+    total = total.astype(h.dtype)
+    wider = total.astype(wide)  # what goes on is what is normed
+    out = wider / jnp.sqrt(jnp.mean(wider**2, axis=-1, keepdims=True) + epsilon) * weight.astype(wide)
     out = out * (1 + (0 if scale is None else scale.astype(wide)))
     out = out + (0 if shift is None else shift.astype(wide))
-    return total.astype(h.dtype), out.astype(dtype)
+    return total, out.astype(dtype)

@@ -23,9 +23,11 @@ def modulated_rms_norm(
     if branch is not None:
         branch = branch.astype(wide)
         total = total + (branch if gate is None else gate.astype(wide) * branch)
-    out = total * jax.lax.rsqrt(jnp.mean(total * total, axis=-1, keepdims=True) + epsilon) * weight.astype(wide)
+    total = total.astype(h.dtype)
+    wider = total.astype(wide)  # what goes on is what is normed
+    out = wider * jax.lax.rsqrt(jnp.mean(wider * wider, axis=-1, keepdims=True) + epsilon) * weight.astype(wide)
     if scale is not None:
         out = out * (1 + scale.astype(wide))
     if shift is not None:
         out = out + shift.astype(wide)
-    return total.astype(h.dtype), out.astype(dtype)
+    return total, out.astype(dtype)

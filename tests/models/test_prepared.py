@@ -1,4 +1,4 @@
-"""A network laid out for many calls computes what it did, and no call touches its weights first."""
+"""A network prepared for many calls computes what it did, and no call casts or cuts the kernel of a projection."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dimba_kernels import target
 from flax import nnx
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.laid_out import merge_laid_out
+from dimba_jax.models.linear import Linear, Part
+from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.models.token_denoiser import TokenDenoiser
 
 CONFIG = ModelConfig(
@@ -37,14 +39,14 @@ def logits(merge, graph, parameters):
 def test_the_same_results(dtype, scan_layers):
     graph, parameters = network(replace(CONFIG, dtype=dtype, scan_layers=scan_layers))
     expected, found = (
-        jax.jit(logits, static_argnums=(0, 1))(merge, graph, parameters) for merge in (nnx.merge, merge_laid_out)
+        jax.jit(logits, static_argnums=(0, 1))(merge, graph, parameters) for merge in (nnx.merge, merge_prepared)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
     assert np.std(expected) > 0.1
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
-def test_a_loop_casts_and_cuts_no_kernel(scan_layers):
+def test_a_call_casts_and_cuts_no_kernel(scan_layers):
     graph, parameters = network(replace(CONFIG, dtype="bfloat16", scan_layers=scan_layers))
     kernels = {
         leaf.shape[-2:] for path, leaf in jax.tree_util.tree_leaves_with_path(parameters) if "kernel" in str(path[-2:])
@@ -63,7 +65,32 @@ def test_a_loop_casts_and_cuts_no_kernel(scan_layers):
         ]
 
     assert touched(nnx.merge)
-    assert touched(merge_laid_out) == []
+    assert touched(merge_prepared) == []
+
+
+@pytest.mark.parametrize(("rows", "apart"), [(1024, False), (16384, True)])
+def test_on_a_gpu_matmuls_with_large_results_stay_apart(rows, apart):
+    """16384 x 960 bfloat16 are 30 MiB; a CPU's and a TPU's compiler are left alone."""
+    config = replace(CONFIG, d_model=960, dtype="bfloat16")
+    graph, parameters = nnx.split(Linear(960, 1920, config, parts=(Part(960), Part(960)), rngs=nnx.Rngs(0)))
+    x = jax.ShapeDtypeStruct((1, rows, 960), jnp.bfloat16)
+
+    def barriers() -> int:
+        run = jax.make_jaxpr(lambda parameters, x: nnx.merge(graph, parameters).cut(x))
+        return str(run(parameters, x)).count("optimization_barrier")
+
+    assert barriers() == 0
+    with target("gpu"):
+        assert barriers() == (2 if apart else 0)
+
+
+def test_a_projection_is_called_or_cut():
+    whole = Linear(4, 8, CONFIG, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="no parts to be cut into: call it"):
+        whole.cut(jnp.ones((2, 4)))
+    cut = Linear(4, 8, CONFIG, parts=(Part(4), Part(4)), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="cut into parts: call its cut"):
+        cut(jnp.ones((2, 4)))
 
 
 def equations(jaxpr):
