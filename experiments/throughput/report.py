@@ -3,7 +3,8 @@
     PYTHONPATH=.:kernels python experiments/throughput/report.py
 
 Tokens a second of a whole sequence follow from one call: L tokens take L / p calls over all L positions, so p a call.
-Of blocks of 32 tokens: 32 / p calls and one that commits the block. No whole sample was drawn: both are extrapolations.
+Of blocks of 32 tokens: 32 / p calls and one that commits the block; with Fast-dLLM's cache one that looks at the whole
+row and 32 / p - 1 over the block. No whole sample was drawn: all are extrapolations.
 The latency of a full call is fitted as a L^2 + b L + c with a, b, c >= 0, by relative errors.
 """
 
@@ -59,7 +60,7 @@ def fit(latency: dict[int, float]) -> np.ndarray:
 
 
 def training() -> None:
-    heads = "parameters | batch | remat | ms a step (least-most) | tokens/s | utilisation | GiB a device | compile s"
+    heads = "parameters | batch | ms a step (least-most) | tokens/s | utilisation | GiB a device | compile s | commit"
     print(f"| run | {heads} |\n" + "|" + "---|" * 9)
     for line in read("training.jsonl"):
         devices = f" on {line['devices']} GPUs" if line["devices"] > 1 else ""
@@ -67,12 +68,12 @@ def training() -> None:
             f"{line['run']}{devices}",
             f"{line['parameters'] / 1e6:.0f}M",
             f"{line['rows']} x {line['length']}",
-            line["remat"],
             f"{line['ms']:.1f} ({line['least']:.1f}-{line['most']:.1f})",
             f"{line['tokens_per_second']:,.0f}",
             f"{100 * line['utilisation']:.1f}%",
             f"{line['peak_bytes'] / 2**30:.1f}",
             f"{line['compile_seconds']:.0f}",
+            line["commit"],
         )
         print(f"| {' | '.join(cells)} |")
 
@@ -112,6 +113,11 @@ def main() -> None:
             per_block = [BLOCK / p + 1 for p in TOKENS_A_CALL]
             speeds = [BLOCK / (calls * ms) * 1e3 for calls in per_block] if kind == "block" else [1e3 / ms] * 2
             print(f"| {named(system)} | {kind} | {length:,} | {ms:.2f} | {speeds[0]:,.0f} | {speeds[1]:,.0f} |")
+    for length, refresh in sorted(latency.get(("diffutran", "refresh"), {}).items()):
+        window = latency["diffutran", "window"][length]
+        speeds = [BLOCK / (refresh + (BLOCK / p - 1) * window) * 1e3 for p in TOKENS_A_CALL]
+        calls = f"| DiffuTran, Fast-dLLM | row, window | {length:,} | {refresh:.1f}, {window:.2f} "
+        print(f"{calls}| {speeds[0]:,.1f} | {speeds[1]:,.1f} |")
     axes.set(xscale="log", yscale="log", xlabel="length L", ylabel="tokens/s, L/8 calls over the whole sequence")
     axes.set_title("1.3B size, batch 1, bfloat16, one H200", fontsize=10)
     axes.legend()
