@@ -82,7 +82,8 @@ class BlockNorm(nnx.Module):
     def __call__(self, h: Float[Array, "b l d"], c: Modulation | None, branch: Branch | None = None) -> Normed:
         by: dict[str, Array] = {}
         if self.modulates:
-            assert c is not None, "a block that c modulates, and no c"
+            if c is None:
+                raise ValueError("a block that a condition modulates was given none")
             modulation = self.modulation(c).astype(jnp.float32)
             modulation = modulation if modulation.ndim == 3 else modulation[:, None]
             by = dict(zip(self.modulates, jnp.split(modulation, len(self.modulates), axis=-1), strict=True))

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from dimba_jax.config import ModelConfig
 
-MERGED = 24 << 20  # bytes of a result, below which matmuls of the same array may become one
+APART = 24 << 20  # bytes of a part from which on its matmul is kept apart: q, k and v of 30 MiB each gained, of 15 lost
 ALIGNED = 8  # columns: rows of 16 bytes in bfloat16, without which a GPU's matmuls take a third of their speed
 
 
@@ -76,9 +76,9 @@ class Linear(nnx.Module):
         x = x.astype(self.dtype)
         alone = [part.width for part in parts if part.shared is None]
         size = math.prod(x.shape[:-1]) * min(alone, default=0) * x.dtype.itemsize
-        # XLA's GPU backend makes one matmul of several that read the same array. That suits small results; large ones
-        # it would have to cut up, and their kernels to put together, each time
-        apart = target_platform() == "gpu" and size >= MERGED
+        # XLA's GPU backend makes one matmul of several that read the same array, if one is below 32 MiB. That suits
+        # small results; large ones it would have to cut up, and their kernels to put together, each time
+        apart = target_platform() == "gpu" and size >= APART
         for members, kernel in zip(self._matmuls(), self._kernels(), strict=True):
             widths = [parts[i].width for i in members]
             own = jax.lax.optimization_barrier(x) if apart else x

@@ -72,9 +72,13 @@ def call(
 
 
 def choose(
-    operation: str, package: str, implementation: str | None, arguments: Mapping[str, Any]
+    operation: str,
+    package: str,
+    implementation: str | None,
+    arguments: Mapping[str, Any],
+    function: str | None = None,
 ) -> Callable[..., Any]:
-    """The function that `call` runs."""
+    """What `call` runs: the function of that name, by default the operation's, in the module of the implementation."""
     if implementation is None:
         implementation = _best(package, arguments)
     if implementation not in get_args(Implementation):
@@ -90,7 +94,7 @@ def choose(
                 f"{operation} cannot run as implementation={implementation!r}: {why}; pass implementation=None for the "
                 "best that can run here"
             )
-    return getattr(importlib.import_module(f"{package}.{implementation}"), operation)
+    return getattr(importlib.import_module(f"{package}.{implementation}"), function or operation)
 
 
 def _best(package: str, arguments: Mapping[str, Any]) -> str:

@@ -136,6 +136,24 @@ def test_same_bits_twice(implementation):
     assert_same_bits_twice(partial(causal_conv1d, activation="silu", implementation=implementation), arrays)
 
 
+@pytest.mark.parametrize("name", ["xla", "gpu"])
+def test_gradients_where_weights_alone_are_mapped(name):
+    """x and its tail, which all share, get each element's gradient once: through the tail to go on with, too."""
+    if name == "gpu":
+        pytest.importorskip("triton", reason="no Triton: install the `gpu` extra")
+    arrays = arguments(TINY)
+    weights = arrays["w"] * jnp.arange(1.0, 4.0)[:, None, None]
+
+    def each(implementation, together):
+        def run(w, **arrays):
+            one = partial(causal_conv1d, **arrays, implementation=implementation)
+            return jax.vmap(lambda w: one(w=w))(w) if together else jax.lax.map(lambda w: one(w=w), w)
+
+        return run
+
+    assert_agreement(each(name, True), each("reference", False), arrays | {"w": weights}, TOLERANCE["float32"])
+
+
 def test_under_vmap_remat_and_scan(implementation):
     run = partial(causal_conv1d, activation="silu", implementation=implementation)
     arrays, others = (arguments(replace(TINY, l=5), seed=seed) for seed in (0, 3))

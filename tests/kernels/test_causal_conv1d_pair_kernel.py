@@ -52,6 +52,45 @@ def test_without_tails(implementation, sizes):
     assert_agreement(run, partial(two, sizes=sizes), arrays, TOLERANCE["float32"])
 
 
+@pytest.mark.parametrize("left_out", ["tail", "tail_back"])
+def test_one_tail(left_out):
+    """As sampling in blocks passes them."""
+    pytest.importorskip("triton", reason="no Triton: install the `gpu` extra")
+    arrays = pair_arguments(Shape(b=2, l=9, d=sum(NARROW)))
+    del arrays[left_out]
+    run = partial(causal_conv1d_pair, sizes=NARROW, implementation="gpu")
+    assert_agreement(run, partial(two, sizes=NARROW), arrays, TOLERANCE["float32"])
+
+
+def test_two_convolutions_of_one_array():
+    pytest.importorskip("triton", reason="no Triton: install the `gpu` extra")
+    arrays = pair_arguments(Shape(b=2, l=9, d=sum(NARROW)))
+    del arrays["x_back"]
+
+    def of_one(run):
+        return lambda x, **arrays: run(x=x, x_back=x, **arrays)
+
+    run = partial(causal_conv1d_pair, sizes=NARROW, implementation="gpu")
+    assert_agreement(of_one(run), of_one(partial(two, sizes=NARROW)), arrays, TOLERANCE["float32"])
+
+
+@pytest.mark.parametrize("way", ["vmap", "scan"])
+def test_under_vmap_remat_and_scan(way):
+    pytest.importorskip("triton", reason="no Triton: install the `gpu` extra")
+    each = [pair_arguments(Shape(b=1, l=6, d=sum(NARROW)), seed=seed) for seed in (0, 5)]
+    stacked = {name: jnp.stack([arrays[name] for arrays in each]) for name in each[0]}
+    run = partial(causal_conv1d_pair, sizes=NARROW, implementation="gpu")
+    one = jax.checkpoint(lambda arrays: run(**arrays))
+
+    def all_of_them(**stacked):
+        return jax.vmap(one)(stacked) if way == "vmap" else jax.lax.map(one, stacked)
+
+    def one_by_one(**stacked):
+        return jax.lax.map(lambda arrays: two(**arrays, sizes=NARROW), stacked)
+
+    assert_agreement(all_of_them, one_by_one, stacked, TOLERANCE["float32"])
+
+
 def test_same_bits_twice(implementation):
     sizes = SMALL if implementation == "tpu" else NARROW
     arrays = pair_arguments(Shape(b=2, l=9, d=sum(sizes)), jnp.bfloat16)
@@ -91,8 +130,13 @@ def test_over_devices(axis):
         sequence="sequence" if axis == "sequence" else None,
     )
     arrays = pair_arguments(Shape(b=4, l=8, d=sum(NARROW)))
+    run = partial(causal_conv1d_pair, sizes=NARROW, implementation="gpu")
     with sharding(mesh, **how):
-        run = partial(causal_conv1d_pair, sizes=NARROW, implementation="gpu")
+        program = str(jax.make_jaxpr(lambda arrays: run(**arrays))(arrays))
+        # the parts of a device's rows, or the results of a device's channels or positions
+        assert ("2,1,8,128" in program) == (axis == "fsdp")
+        assert ("2,8,192" in program) == (axis == "tensor")
+        assert ("2,4,384" in program) == (axis == "sequence")
         assert_agreement(run, partial(two, sizes=NARROW), arrays, TOLERANCE["float32"])
 
 
@@ -100,6 +144,12 @@ def test_bad_arguments_are_named():
     arrays = pair_arguments(Shape(b=2, l=9, d=10))
     with pytest.raises(ValueError, match=r"causal_conv1d_pair: sizes \(4, 3, 4\) are not three that add up to the 10"):
         causal_conv1d_pair(**arrays, sizes=(4, 3, 4))
+    with pytest.raises(ValueError, match=r"causal_conv1d_pair: sizes \(-2, 6, 6\) are not three"):
+        causal_conv1d_pair(**arrays, sizes=(-2, 6, 6))
+    with pytest.raises(ValueError, match="causal_conv1d_pair: x is float32 and x_back bfloat16, expected one dtype"):
+        causal_conv1d_pair(**arrays | {"x_back": arrays["x_back"].astype(jnp.bfloat16)}, sizes=SMALL)
+    with pytest.raises(NotImplementedError, match="causal_conv1d_pair cannot run as implementation='tpu'"):
+        causal_conv1d_pair(**arrays, sizes=SMALL, implementation="tpu")
     with pytest.raises(ValueError, match=r"causal_conv1d_pair: bias has shape \(10,\), expected \(2, 10\)"):
         causal_conv1d_pair(**arrays | {"bias": arrays["bias"][0]}, sizes=SMALL)
     with pytest.raises(ValueError, match="causal_conv1d_pair: activation='relu' is unknown"):

@@ -21,9 +21,9 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def mixer(name, implementation, direction="untied"):
+def mixer(name, implementation, direction="untied", d_model=8, state_dim=4):
     config = ModelConfig(
-        d_model=8, head_dim=8, state_dim=4, groups=1, chunk=4, direction=direction, pattern=(name,),
+        d_model=d_model, head_dim=8, state_dim=state_dim, groups=1, chunk=4, direction=direction, pattern=(name,),
         implementation=implementation,
     )  # fmt: skip
     return make_mixer(config, name, rngs=nnx.Rngs(0))
@@ -51,6 +51,21 @@ def test_gpu_kernels_change_nothing(name, direction):
         outputs_and_gradients(mixer(name, implementation, direction), x, gaps(2, 9))
         for implementation in ("gpu", "xla")
     ]
+    assert np.max([relative_error(*pair) for pair in zip(*results, strict=True)]) < 1e-4
+
+
+@needs_triton
+@pytest.mark.parametrize("direction", ["untied", "tied"])
+def test_a_pair_whose_convolutions_write_its_parts(direction, monkeypatch):
+    """128 features of x, B and C, which the kernels write where the scans read them."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 64)).astype(np.float32))
+    models = [mixer("mamba2", name, direction, d_model=64, state_dim=128) for name in ("gpu", "xla")]
+    from dimba_kernels.causal_conv1d import gpu_pair
+
+    calls, run = [], gpu_pair.outputs
+    monkeypatch.setattr(gpu_pair, "outputs", lambda *arguments: calls.append(arguments) or run(*arguments))
+    results = [outputs_and_gradients(model, x, gaps(1, 5)) for model in models]
+    assert len(calls) == 2
     assert np.max([relative_error(*pair) for pair in zip(*results, strict=True)]) < 1e-4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import partial
 from typing import Literal
 
@@ -78,8 +79,8 @@ def causal_conv1d_pair(
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """Two `causal_conv1d` of one shape, [0] forward and [1] in reverse, their results where `ssd_pair` wants them.
 
-    On a GPU the kernels write them there, if blocks of 128 channels divide the sizes; elsewhere they are cut and
-    stacked, which copies them.
+    On a GPU the kernels write them there, if 128 divides the sizes and channels and positions are not split over
+    devices; elsewhere results are cut and stacked, which copies them.
 
     Args:
         x, x_back: (b, l, d), the inputs of the one and of the other.
@@ -100,21 +101,26 @@ def causal_conv1d_pair(
     check_shapes("causal_conv1d_pair", x_back=(x_back, x.shape), w=(w, (2, d, k)), bias=(bias, (2, d)), **tails)
     check_visibility("causal_conv1d_pair", mask, None, (b, l))
     _check_activation("causal_conv1d_pair", activation)
-    if len(sizes) != 3 or sum(sizes) != d:
+    if x.dtype != x_back.dtype:
+        raise ValueError(f"causal_conv1d_pair: x is {x.dtype} and x_back {x_back.dtype}, expected one dtype")
+    if len(sizes) != 3 or min(sizes) < 0 or sum(sizes) != d:
         raise ValueError(f"causal_conv1d_pair: sizes {sizes} are not three that add up to the {d} channels")
-    if not _kernels_cut(x, w[0], implementation, sizes, x.dtype == x_back.dtype):
+    arguments = dict(x=x, w=w[0], bias=bias[0], tail=tail, mask=mask, segments=None)
+    arguments |= dict(reverse=False, activation=activation)
+    chosen = choose("causal_conv1d_pair", _PACKAGE, implementation, arguments, "causal_conv1d").__module__
+    cuts = chosen.endswith(".gpu") and importlib.import_module(f"{_PACKAGE}.gpu_tiles").can_cut(tuple(sizes))
+    if not cuts or splits_heads() or splits_positions():
         one = partial(causal_conv1d, mask=mask, activation=activation, implementation=implementation)
         y, following = one(x, w[0], bias[0], tail=tail)
         y_back, following_back = one(x_back, w[1], bias[1], tail=tail_back, reverse=True)
         edges = [sizes[0], sizes[0] + sizes[1]]
         first, second, third = map(jnp.stack, zip(*(jnp.split(a, edges, axis=-1) for a in (y, y_back)), strict=True))
         return (first, second, third), (following, following_back)
-    from dimba_kernels.causal_conv1d.gpu_pair import causal_conv1d_pair as run
-
     arrays = dict(x=x, x_back=x_back, w=w, bias=bias, tail=tail, tail_back=tail_back, mask=mask)
     axes = dict(x="b l o", x_back="b l o", w="two o width", bias="two o", tail="b t o", tail_back="b t o", mask="b l")
     results = ("two b l i", "two b l n", "two b l n", "b t o", "b t o")
     statics = dict(sizes=tuple(sizes), activation=activation)
+    run = importlib.import_module(f"{_PACKAGE}.gpu_pair").causal_conv1d_pair
     first, second, third, *tails = run_sharded("causal_conv1d_pair", run, arrays | statics, axes, results)
     return (first, second, third), (tails[0], tails[1])
 
@@ -122,16 +128,3 @@ def causal_conv1d_pair(
 def _check_activation(operation: str, activation: str | None) -> None:
     if activation not in (None, "silu"):
         raise ValueError(f"{operation}: activation={activation!r} is unknown; pass 'silu' or None")
-
-
-def _kernels_cut(
-    x: jax.Array, w: jax.Array, implementation: str | None, sizes: tuple[int, int, int], same: bool
-) -> bool:
-    """Will kernels run that write the parts themselves?"""
-    arguments = dict.fromkeys(("bias", "tail", "mask", "segments", "activation")) | dict(x=x, w=w, reverse=False)
-    run = choose("causal_conv1d", _PACKAGE, implementation, arguments)
-    if not run.__module__.endswith(".gpu") or not same or splits_heads() or splits_positions():
-        return False
-    from dimba_kernels.causal_conv1d.gpu_tiles import can_cut
-
-    return can_cut(sizes)

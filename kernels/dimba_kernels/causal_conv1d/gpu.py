@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from dimba_kernels.causal_conv1d import gpu_kernels
 from dimba_kernels.causal_conv1d.gpu_tiles import Tiles, Walk, blocks, tiles
@@ -62,7 +61,8 @@ def causal_conv1d(
     """See `dimba_kernels.causal_conv1d`."""
     flags = flags_of(mask, segments, reverse)
     static = Static(reverse, activation == "silu", segments is not None)
-    return _convolution(static, x, w, bias, None if tail is None else tail.astype(x.dtype), flags)
+    tail = None if tail is None else tail.astype(x.dtype)
+    return _convolution(static, x, w, bias, tail, flags), next_tail(static, x, tail, flags, w.shape[1])
 
 
 def flags_of(mask: jax.Array | None, segments: jax.Array | None, reverse: bool) -> jax.Array | None:
@@ -83,58 +83,30 @@ def _device_kind() -> str:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolution(
     static: Static, x: jax.Array, w: jax.Array, bias: jax.Array | None, tail: jax.Array | None, flags: jax.Array | None
-) -> tuple[jax.Array, jax.Array]:
-    (y,) = outputs(static, x, w, bias, tail, flags)
-    return y, next_tail(static, edge_of(static, x, w), tail, flags, w.shape[1])
+) -> jax.Array:
+    return outputs(static, x, w, bias, tail, flags)[0]
 
 
-def _forward(static: Static, *primals: Any) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
-    arrays = tuple(None if primal is None else primal.value for primal in primals)
+def _forward(static: Static, *arrays: Any) -> tuple[jax.Array, tuple[Any, ...]]:
     return _convolution(static, *arrays), arrays
 
 
-def _backward(static: Static, arrays: tuple[Any, ...], cotangents: tuple[Any, Any]) -> tuple[Any, ...]:
+def _backward(static: Static, arrays: tuple[Any, ...], dy: jax.Array) -> tuple[Any, ...]:
     x, w, bias, tail, flags = arrays
-    dy, dtail_next = cotangents
-    dy = jnp.zeros(x.shape, x.dtype) if isinstance(dy, SymbolicZero) else dy
-    dx, dw, dbias, dtail = gradients(static, x, w, bias, tail, flags, (dy,))
-    dx, dtail = with_tail_gradient(static, x, w, tail, flags, dtail_next, dx, dtail)
-    return dx, dw, dbias, dtail, None
+    return *gradients(static, x, w, bias, tail, flags, (dy,)), None
 
 
-_convolution.defvjp(_forward, _backward, symbolic_zeros=True)
+_convolution.defvjp(_forward, _backward)
 
 
-def with_tail_gradient(
-    static: Static,
-    x: jax.Array,
-    w: jax.Array,
-    tail: jax.Array | None,
-    flags: jax.Array | None,
-    dtail_next: Any,
-    dx: jax.Array,
-    dtail: jax.Array | None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """dx and dtail with what comes from the tail to go on with."""
-    if isinstance(dtail_next, SymbolicZero):  # nobody goes on from here in most training: no pass for it
-        return dx, dtail
-    edge = edge_of(static, x, w)
-    _, pull = jax.vjp(lambda edge, tail: next_tail(static, edge, tail, flags, w.shape[1]), edge, tail)
-    dedge, dtail_passed = pull(dtail_next)
-    first = 0 if static.reverse else x.shape[1] - edge.shape[1]
-    dx = dx.at[:, first : first + edge.shape[1]].add(dedge)
-    return dx, None if dtail is None else dtail + dtail_passed
+def next_tail(static: Static, x: jax.Array, tail: jax.Array | None, flags: jax.Array | None, k: int) -> jax.Array:
+    """The tail (b, k-1, d) to go on with: zeros where masked, and before the last segment.
 
-
-def edge_of(static: Static, x: jax.Array, w: jax.Array) -> jax.Array:
-    """The last k-1 inputs in the direction of the scan, or fewer where the sequence is shorter."""
-    size = min(x.shape[1], w.shape[1] - 1)
-    return x[:, :size] if static.reverse else x[:, x.shape[1] - size :]
-
-
-def next_tail(static: Static, edge: jax.Array, tail: jax.Array | None, flags: jax.Array | None, k: int) -> jax.Array:
-    """The tail (b, k-1, d) to go on with: zeros where masked, and before the last segment."""
-    b, size, d = edge.shape
+    Not a part of what has a derivative of its own: under `vmap`, JAX would count its gradient once for each element.
+    """
+    size = min(x.shape[1], k - 1)  # of the last inputs in the direction of the scan
+    edge = x[:, :size] if static.reverse else x[:, x.shape[1] - size :]
+    b, _, d = edge.shape
     tail = jnp.zeros((b, k - 1, d), edge.dtype) if tail is None else tail
     kept = k - 1 - size  # of the old tail
     if flags is None:
@@ -163,7 +135,7 @@ def outputs(
 ) -> tuple[jax.Array, ...]:
     """(y,); given sizes, y in parts (2, b, l, size), of which the one scan has `started` those the other one ends."""
     b, l, _ = x.shape
-    tile = walks(x.shape, sizes).forward
+    tile = tiles_of(x.shape, sizes).forward
     count, span = blocks(l, tile)
     constants, channel_blocks = _constants(static, tile, count, span, x, w, bias, tail, flags, sizes)
     inputs = [x, w, *(x if value is None else value for value in (bias, tail, flags))]
@@ -193,7 +165,7 @@ def gradients(
     """The gradients of x, w, bias and tail, from those of the results of `outputs`."""
     b, l, d = x.shape
     k = w.shape[1]
-    tile = walks(x.shape, sizes).backward
+    tile = tiles_of(x.shape, sizes).backward
     count, span = blocks(l, tile)
     rows = min(b, max(1, tile.positions // span))  # short sequences share a program
     groups = math.ceil(b / rows)
@@ -215,7 +187,7 @@ def gradients(
     return dx, dw, None if bias is None else sums[k].astype(bias.dtype), None if tail is None else dtail[0]
 
 
-def walks(shape: tuple[int, ...], sizes: tuple[int, ...] = ()) -> Tiles:
+def tiles_of(shape: tuple[int, ...], sizes: tuple[int, ...] = ()) -> Tiles:
     """The tiles for x of this shape, in parts of these sizes."""
     b, l, d = shape
     return tiles(_device_kind(), b, l, d, sizes)
@@ -241,5 +213,7 @@ def _constants(
         SILU=static.silu, REVERSE=static.reverse, BIAS=bias is not None, TAIL=tail is not None,
         FLAGS=flags is not None, RESETS=static.resets,
     )  # fmt: skip
+    if any(size % channels for size in sizes):
+        raise ValueError(f"causal_conv1d: blocks of {channels} channels do not divide the sizes {sizes}")
     constants |= {f"SIZE_{i}": size for i, size in enumerate(sizes)}
     return constants, math.ceil(d / channels)

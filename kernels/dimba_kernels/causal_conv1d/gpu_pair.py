@@ -7,17 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
-from dimba_kernels.causal_conv1d.gpu import (
-    Static,
-    edge_of,
-    flags_of,
-    gradients,
-    next_tail,
-    outputs,
-    with_tail_gradient,
-)
+from dimba_kernels.causal_conv1d.gpu import Static, flags_of, gradients, next_tail, outputs
 
 Arrays = tuple[jax.Array, ...]
 
@@ -43,39 +34,32 @@ def causal_conv1d_pair(
     activation: str | None,
 ) -> Arrays:
     """See `dimba_kernels.causal_conv1d_pair`; all results in one tuple."""
+    pair, xs = _Pair(sizes, activation == "silu"), (x, x_back)
     tails = tuple(None if one is None else one.astype(x.dtype) for one in (tail, tail_back))
-    return _pair(_Pair(sizes, activation == "silu"), (x, x_back), w, bias, tails, flags_of(mask, None, False))
+    flags = flags_of(mask, None, False)
+    parts: Arrays = _parts(pair, xs, w, bias, tails, flags)
+    return *parts, *(next_tail(pair.scan(i), xs[i], tails[i], flags, w.shape[2]) for i in range(2))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pair(
+def _parts(
     pair: _Pair, xs: Arrays, w: jax.Array, bias: jax.Array, tails: tuple[Any, ...], flags: jax.Array | None
 ) -> Arrays:
     parts: Arrays = ()
-    following = []
     for i in range(2):
-        scan = pair.scan(i)
-        parts = outputs(scan, xs[i], w[i], bias[i], tails[i], flags, pair.sizes, parts)
-        following.append(next_tail(scan, edge_of(scan, xs[i], w[i]), tails[i], flags, w.shape[2]))
-    return *parts, *following
+        parts = outputs(pair.scan(i), xs[i], w[i], bias[i], tails[i], flags, pair.sizes, parts)
+    return parts
 
 
-def _forward(pair: _Pair, *primals: Any) -> tuple[Arrays, tuple[Any, ...]]:
-    arrays = jax.tree.map(lambda primal: primal.value, primals, is_leaf=lambda primal: hasattr(primal, "perturbed"))
-    return _pair(pair, *arrays), arrays
+def _forward(pair: _Pair, *arrays: Any) -> tuple[Arrays, tuple[Any, ...]]:
+    return _parts(pair, *arrays), arrays
 
 
-def _backward(pair: _Pair, arrays: tuple[Any, ...], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
+def _backward(pair: _Pair, arrays: tuple[Any, ...], dys: Arrays) -> tuple[Any, ...]:
     xs, w, bias, tails, flags = arrays
-    dys = tuple(jnp.zeros(dy.shape, xs[0].dtype) if isinstance(dy, SymbolicZero) else dy for dy in cotangents[:3])
-    found = []
-    for i, dtail_next in enumerate(cotangents[3:]):
-        scan, (x, tail) = pair.scan(i), (xs[i], tails[i])
-        dx, dw, dbias, dtail = gradients(scan, x, w[i], bias[i], tail, flags, dys, pair.sizes)
-        dx, dtail = with_tail_gradient(scan, x, w[i], tail, flags, dtail_next, dx, dtail)
-        found.append((dx, dw, dbias, dtail))
+    found = [gradients(pair.scan(i), xs[i], w[i], bias[i], tails[i], flags, dys, pair.sizes) for i in range(2)]
     dxs, dws, dbiases, dtails = zip(*found, strict=True)
     return dxs, jnp.stack(dws), jnp.stack(dbiases), dtails, None
 
 
-_pair.defvjp(_forward, _backward, symbolic_zeros=True)
+_parts.defvjp(_forward, _backward)
