@@ -148,8 +148,8 @@ def test_bad_arguments_are_named():
         causal_conv1d_pair(**arrays, sizes=(-2, 6, 6))
     with pytest.raises(ValueError, match="causal_conv1d_pair: x is float32 and x_back bfloat16, expected one dtype"):
         causal_conv1d_pair(**arrays | {"x_back": arrays["x_back"].astype(jnp.bfloat16)}, sizes=SMALL)
-    with pytest.raises(NotImplementedError, match="causal_conv1d_pair cannot run as implementation='tpu'"):
-        causal_conv1d_pair(**arrays, sizes=SMALL, implementation="tpu")
+    with pytest.raises(ValueError, match="causal_conv1d_pair: implementation='cuda' is unknown"):
+        causal_conv1d_pair(**arrays, sizes=SMALL, implementation="cuda")
     with pytest.raises(ValueError, match=r"causal_conv1d_pair: bias has shape \(10,\), expected \(2, 10\)"):
         causal_conv1d_pair(**arrays | {"bias": arrays["bias"][0]}, sizes=SMALL)
     with pytest.raises(ValueError, match="causal_conv1d_pair: activation='relu' is unknown"):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dimba_kernels.causal_conv1d import gpu_kernels
+from dimba_kernels.causal_conv1d import gpu_backward, gpu_forward
 from dimba_kernels.causal_conv1d.gpu_tiles import Tiles, Walk, blocks, tiles
 from dimba_kernels.triton_call import triton_call
 
@@ -142,7 +142,7 @@ def outputs(
     if sizes and not started:
         inputs += [x] * len(sizes)  # in the places of what is not there yet
     return triton_call(
-        gpu_kernels.forward_parts if sizes else gpu_kernels.forward,
+        gpu_forward.forward_parts if sizes else gpu_forward.forward,
         inputs,
         [jax.ShapeDtypeStruct((2, b, l, size) if sizes else x.shape, x.dtype) for size in sizes or (0,)],
         grid=(channel_blocks, b * count),
@@ -171,7 +171,7 @@ def gradients(
     groups = math.ceil(b / rows)
     constants, channel_blocks = _constants(static, tile, count, span, x, w, bias, tail, flags, sizes)
     dx, partials, *dtail = triton_call(
-        gpu_kernels.backward_parts if sizes else gpu_kernels.backward,
+        gpu_backward.backward_parts if sizes else gpu_backward.backward,
         [x, w, *(x if value is None else value for value in (bias, tail, flags)), *dys],
         [
             jax.ShapeDtypeStruct(x.shape, x.dtype),
