@@ -16,7 +16,9 @@ from jaxtyping import Array, Float
 
 from dimba_jax.config import ModelConfig
 
-APART = 24 << 20  # bytes of a part from which on its matmul is kept apart: q, k and v of 30 MiB each gained, of 15 lost
+# bytes of a part, over all devices, from which on its matmul gets an input of its own. Training with parts of 30 MiB was
+# faster so, sampling with 15 slower (experiments/throughput; beside other changes)
+APART = 24 << 20
 ALIGNED = 8  # columns: rows of 16 bytes in bfloat16, without which a GPU's matmuls take a third of their speed
 
 
@@ -77,7 +79,8 @@ class Linear(nnx.Module):
         alone = [part.width for part in parts if part.shared is None]
         size = math.prod(x.shape[:-1]) * min(alone, default=0) * x.dtype.itemsize
         # XLA's GPU backend makes one matmul of several that read the same array, if one is below 32 MiB. That suits
-        # small results; large ones it would have to cut up, and their kernels to put together, each time
+        # small results; large ones it would have to cut up, and their kernels to put together, each time. Barriers are
+        # meant to prevent it; that they do in the end has not been seen in a compiled program
         apart = target_platform() == "gpu" and size >= APART
         for members, kernel in zip(self._matmuls(), self._kernels(), strict=True):
             widths = [parts[i].width for i in members]

@@ -52,7 +52,7 @@ def test_what_is_left_out_changes_nothing(implementation, left_out):
     assert_agreement(run_of(implementation), run_of("reference"), arrays, TOLERANCE["float32"])
 
 
-def test_a_value_for_each_position_is_left_to_xla():
+def test_a_value_for_each_position_is_for_xla_alone():
     arrays = arguments(TINY)
     arrays["scale"] = arrays["scale"] * jnp.arange(1.0, 6.0)[:, None]
     assert_agreement(run_of("xla"), run_of("reference"), arrays, TOLERANCE["float32"])

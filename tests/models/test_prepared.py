@@ -69,7 +69,7 @@ def test_a_call_casts_and_cuts_no_kernel(scan_layers):
 
 
 @pytest.mark.parametrize(("rows", "apart"), [(1024, False), (16384, True)])
-def test_on_a_gpu_matmuls_with_large_results_stay_apart(rows, apart):
+def test_on_a_gpu_matmuls_with_large_results_have_inputs_of_their_own(rows, apart):
     """16384 x 960 bfloat16 are 30 MiB; a CPU's and a TPU's compiler are left alone."""
     config = replace(CONFIG, d_model=960, dtype="bfloat16")
     graph, parameters = nnx.split(Linear(960, 1920, config, parts=(Part(960), Part(960)), rngs=nnx.Rngs(0)))
