@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from dimba_jax.config import ModelConfig
 
-# bytes of a part, over all devices, from which on its matmul gets an input of its own. Training with parts of 30 MiB was
-# faster so, sampling with 15 slower (experiments/throughput; beside other changes)
+# bytes of a part, over all devices, from which on its matmul gets an input of its own. Training with parts of 30 MiB
+# was faster so, sampling with 15 slower (experiments/throughput; beside other changes)
 APART = 24 << 20
 ALIGNED = 8  # columns: rows of 16 bytes in bfloat16, without which a GPU's matmuls take a third of their speed
 
