@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from dimba_jax.config import ModelConfig
 
-# bytes of a part, over all devices, from which on its matmul gets an input of its own. Training with parts of 30 MiB
-# was faster so, sampling with 15 slower (experiments/throughput; beside other changes)
+# bytes of a part, over all devices, from which on its matmul is kept apart. A training step with parts of 30 MiB and
+# more was .7 and 1.3% faster so (experiments/throughput); of smaller ones XLA may make one matmul
 APART = 24 << 20
 ALIGNED = 8  # columns: rows of 16 bytes in bfloat16, without which a GPU's matmuls take a third of their speed
 
@@ -79,12 +79,13 @@ class Linear(nnx.Module):
         alone = [part.width for part in parts if part.shared is None]
         size = math.prod(x.shape[:-1]) * min(alone, default=0) * x.dtype.itemsize
         # XLA's GPU backend makes one matmul of several that read the same array, if one is below 32 MiB. That suits
-        # small results; large ones it would have to cut up, and their kernels to put together, each time. Barriers are
-        # meant to prevent it; that they do in the end has not been seen in a compiled program
+        # small results; large ones it would have to cut up, and their kernels to put together, each time. A barrier
+        # around input and kernel prevents it; around the input alone it does not: XLA joins equal barriers
         apart = target_platform() == "gpu" and size >= APART
         for members, kernel in zip(self._matmuls(), self._kernels(), strict=True):
             widths = [parts[i].width for i in members]
-            own = jax.lax.optimization_barrier(x) if apart else x
+            pair = x, kernel.astype(self.dtype)
+            own, kernel = jax.lax.optimization_barrier(pair) if apart else pair  # noqa: PLW2901
             y = contract(own, kernel, self.dtype, exact=self.exact)[..., : sum(widths)]
             out |= dict(zip(members, jnp.split(y, np.cumsum(widths)[:-1], axis=-1), strict=True))
         return [out[i] for i in range(len(parts))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import jax
@@ -82,6 +83,17 @@ def test_on_a_gpu_matmuls_with_large_results_have_inputs_of_their_own(rows, apar
     assert barriers() == 0
     with target("gpu"):
         assert barriers() == (2 if apart else 0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_compiler_keeps_them_apart():
+    """Without barriers, and with those around the inputs alone, it made one matmul of both."""
+    config = replace(CONFIG, d_model=960, dtype="bfloat16")
+    graph, parameters = nnx.split(Linear(960, 1920, config, parts=(Part(960), Part(960)), rngs=nnx.Rngs(0)))
+    x = jax.ShapeDtypeStruct((16, 1024, 960), jnp.bfloat16)
+    run = jax.jit(lambda parameters, x: nnx.merge(graph, parameters).cut(x))
+    program = run.lower(parameters, x).compile().as_text()
+    assert len(re.findall(r'custom_call_target="__cublas|__triton\w*gemm', program)) == 2, program
 
 
 def test_a_projection_is_called_or_cut():
