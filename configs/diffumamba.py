@@ -9,7 +9,7 @@ which is enough for :tiny and for trying things out.
 
 Hardware: :tiny 2 CPU cores; the others several GPUs or TPU chips: 25, 50 and 120 billion tokens in the paper, which is
 what their steps come to. On one GPU add --config.training.accumulate=32, or a smaller batch. On an H200, in batches of
-16 rows, :240m trains at 105,100 tokens/s (so its 25 billion take 2.8 days), in 23 GiB; at 123,500 (2.3 days), in 29
+16 rows, :240m trains at 105,100 tokens/s (so its 25 billion take 2.8 days), in 23 GiB; at 122,000 (2.4 days), in 29
 GiB, with --config.model.remat=kernels and --config.model.scan_layers=False. experiments/throughput has more.
 experiments/scale predicts what they take on slices of TPUs.
 

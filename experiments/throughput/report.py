@@ -92,13 +92,15 @@ def main() -> None:
             peer = PEERS[system.split()[0]].get(length)
             compared = f"{peer:g} | {ms / peer:.2f}" if peer else "| "
             speeds = " | ".join(f"{p / ms * 1e3:,.1f}" for p in TOKENS_A_CALL)
-            other = full.get("diffutran", {}).get(length)
+            other = full.get(" ".join(["diffutran", *system.split()[1:]]), {}).get(length)
             gain = f"{other / ms:.2f}" if other and not system.startswith("diffutran") else ""
             print(f"| {named(system)} | {length:,} | {ms:.1f} | {compared} | {speeds} | {gain} |")
 
     print("\n| system | a, ms | b, ms | c, ms | largest error of the fit |\n|---|---|---|---|---|")
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for system, values in full.items():
+        if len(values) <= 3:  # as many unknowns as points
+            continue
         a, b, c = fit(values)
         worst = max(abs((a * l**2 + b * l + c) / ms - 1) for l, ms in values.items())
         print(f"| {named(system)} | {a:.3g} L^2 | {b:.3g} L | {c:.2f} | {100 * worst:.0f}% |")
