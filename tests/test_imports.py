@@ -37,7 +37,7 @@ def test_a_loader_brings_no_training():
     assert "orbax" in found and not found & (HEAVY - {"orbax"})
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "strip"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "strip", "export"])
 def test_help_brings_no_jax(command):
     code = f"from dimba_jax import {command}; assert {command}.main(['{command}', '--wrong=1']) == 2"
     assert not modules_after(code) & (HEAVY | {"jax", "flax", "numpy"})

@@ -29,7 +29,7 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
 def _files(folder: Path, name: str) -> list[Path]:
     """The file of this name, or the parts that its index lists."""
     if (folder / name).exists():
-        return [_own(folder, name)]
+        return [own(folder, name)]
     index = folder / f"{name}.index.json"
     if not index.exists():
         return []
@@ -44,10 +44,10 @@ def _files(folder: Path, name: str) -> list[Path]:
     absent = [part for part in parts if not (folder / part).exists()]
     if absent:
         raise ConfigError(f"{index} lists {', '.join(absent)}, which the folder lacks: download the rest")
-    return [_own(folder, part) for part in parts]
+    return [own(folder, part) for part in parts]
 
 
-def _own(folder: Path, name: str) -> Path:
+def own(folder: Path, name: str) -> Path:
     """A file of the folder that is no link out of it; the hub's cache links from snapshots/ID to blobs beside it."""
     path, root = (folder / name).resolve(), folder.resolve()
     if root.parent.name == "snapshots":

@@ -1,4 +1,4 @@
-"""A trained model, from a working directory or from parts in memory."""
+"""A trained model, from a working directory, from an exported folder or from parts in memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dimba_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process
 from dimba_jax.diffusion.process import Process
 from dimba_jax.errors import ConfigError
+from dimba_jax.interop.exported import is_exported, read_exported
 from dimba_jax.models.build import abstract_denoiser, portable
 
 DESCRIPTION = ("arrays", "config", "tokenizer")  # the small parts of a checkpoint
@@ -35,13 +36,16 @@ class LoadedModel:
 def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) -> LoadedModel:
     """Reads a checkpoint: the latest, or that of `step`; with averaged parameters if `ema`, or if the config says so.
 
-    Where files of the latest are damaged, the one before it is taken, and that is said. Kernels that cannot run here
-    give way to those that can, which is said, too.
+    A folder that `python -m dimba_jax.export` wrote holds one step, and one kind of parameters. Where files of the
+    latest checkpoint are damaged, the one before it is taken, and that is said. Kernels that cannot run here give way
+    to those that can, which is said, too.
 
     Raises:
       FileNotFoundError: no such checkpoint; the message says what there is.
       CheckpointError: it is damaged, or does not fit the model that its config describes.
     """
+    if is_exported(Path(workdir)):
+        return _load_exported(Path(workdir), step, ema)
     with Checkpoints(workdir) as checkpoints:
         read = checkpoints.resolve(step, DESCRIPTION)
         try:
@@ -59,6 +63,16 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
         params = checkpoints.read_params(read, ema=ema, abstract=abstract)
         process = checkpoints.restore(read, {"process": make_process(config.process, tokenizer.vocab_size)})["process"]
     return LoadedModel(nnx.merge(graph, params), process, tokenizer, config, read)
+
+
+def _load_exported(folder: Path, step: int | None, ema: bool | None) -> LoadedModel:
+    found = read_exported(folder)
+    if step not in (None, found.step):
+        raise FileNotFoundError(f"{folder} holds step {found.step} alone, and not step {step}")
+    if ema not in (None, found.averaged):
+        holds = "averaged parameters" if found.averaged else "parameters as trained, without their average"
+        raise CheckpointError(f"{folder} holds {holds}, and no others: leave ema={ema} out")
+    return from_parts(portable(found.config), found.tokenizer, found.params, found.process, found.step)
 
 
 def from_parts(config: RunConfig, tokenizer: Tokenizer, params: PyTree, process: Process, step: int) -> LoadedModel:
