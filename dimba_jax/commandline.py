@@ -33,11 +33,14 @@ _SAMPLING_HELP = {
     "most probable",
     "num_samples": "texts for each prompt",
     "batch_size": "rows of one compiled call",
+    "anchors": "Gaussian, trained with anchor_prob: every step makes its surest positions clean tokens",
+    "mean_temperature": "Gaussian that predicts tokens: temperature of those whose mean embedding estimates x0",
     "early_exit": "Gaussian: stop after so many steps without a changed token; 0: never",
     "ema": "take the averaged parameters",
+    "end_bias": "added to the logits of the end token and of padding; below 0 texts become longer",
     "top_k": "tokens: draw among the k most probable; 0: all",
     "top_p": "tokens: draw among the fewest that hold this probability",
-    "score": "confidence, low_confidence: what makes a position sure (probability, margin or entropy)",
+    "score": "confidence, low_confidence, anchors: what makes a position sure (probability, margin or entropy)",
     "threshold": "confidence: unmask every position surer than this, one at least; 0: an even share a step",
     "score_noise": "confidence, low_confidence: temperature of Gumbel noise on the scores, fading with t",
     "reuse_logits": "ancestral, remdm: no network call after a step that changed no token (no time conditioning)",
@@ -66,9 +69,10 @@ _TOKENS = (*_MASKED, "autoregressive")
 # by which samplers a setting is read; those that are not here are read by all
 _READ_BY = {
     "sampler": _GAUSSIAN + _MASKED, "steps": _GAUSSIAN + _MASKED,
-    "eta": ("ddim",), "clamp_from": _GAUSSIAN, "early_exit": _GAUSSIAN,
+    "eta": ("ddim",), "clamp_from": _GAUSSIAN, "early_exit": _GAUSSIAN, "anchors": _GAUSSIAN,
+    "mean_temperature": _GAUSSIAN,
     "top_k": _TOKENS, "top_p": _TOKENS,
-    "score": ("confidence", "low_confidence"), "score_noise": ("confidence", "low_confidence"),
+    "score": ("confidence", "low_confidence", *_GAUSSIAN), "score_noise": ("confidence", "low_confidence"),
     "threshold": ("confidence",), "reuse_logits": ("ancestral", "remdm"),
     "remask": ("remdm",), "remask_strength": ("remdm",), "remask_window": ("remdm",),
     "block_size": _MASKED, "cache": _MASKED, "length": _MASKED, "length_bias": _MASKED,
@@ -225,6 +229,8 @@ def sampling_settings(config: RunConfig, given: dict[str, Any]) -> SamplingConfi
             raise ConfigError(
                 f"--{_FLAG_NAMES.get(name, name)} has no meaning with {what}: it is for {', '.join(readers)}"
             )
+    if "score" in given and sampler in _GAUSSIAN and not settings.anchors:
+        raise ConfigError(f"--score has no meaning with sampler {sampler!r} without --anchors")
     return settings
 
 

@@ -136,6 +136,8 @@ class ProcessConfig:
     timestep_sampling: Literal["uniform", "stratified", "importance"] = "stratified"
     self_condition_prob: float = 0.5
     condition_dropout: float = 0.0  # > 0 trains the unconditional model that guidance needs
+    anchor_prob: float = 0.0  # Gaussian: share of rows in which a part of the target stays clean too, drawn uniformly
+    # in [0, 1] for each row (partial noising, of targets); > 0 trains what sampling.anchors needs
     # masked
     time_conditioning: bool = True  # False tells the network t = 0 throughout
     block_size: int = 0  # block diffusion: positions a block, left to right; 0: one block of all positions
@@ -188,12 +190,16 @@ class SamplingConfig:
     # 0 takes the most probable
     num_samples: int = 1
     batch_size: int = 256  # rows of one compiled call, samples counted
+    anchors: bool = False  # Gaussian: every step makes the positions it is surest of (`score`) clean tokens that the
+    # others are diffused around, an even share of them
+    mean_temperature: float = 1.0  # Gaussian, prediction="logits": of the tokens whose mean embedding estimates x0
     early_exit: int = 0  # stop after so many steps without a changed token; 0: never
     ema: bool = True
+    end_bias: float = 0.0  # added to the logits of the end token and of padding: below 0 texts become longer
     # token models
     top_k: int = 0  # tokens drawn among the k most probable; 0: all
     top_p: float = 1.0  # tokens drawn among the fewest that hold this probability
-    score: Literal["probability", "margin", "entropy"] = "probability"  # what makes a position sure
+    score: Literal["probability", "margin", "entropy"] = "probability"  # what makes a position sure (anchors, too)
     threshold: float = 0.0  # confidence: unmask every position surer than this, one at least; 0: an even share a step
     score_noise: float = 0.0  # temperature of Gumbel noise on the log-scores, fading with t (MaskGIT)
     reuse_logits: bool = False  # ancestral: no network call after a step that changed no token (no time conditioning)

@@ -70,6 +70,7 @@ def check(c: RunConfig) -> None:
     )
     for name, value in {
         "process.self_condition_prob": p.self_condition_prob, "process.condition_dropout": p.condition_dropout,
+        "process.anchor_prob": p.anchor_prob,
         "model.dropout": m.dropout, "optimizer.ema_decay": c.optimizer.ema_decay, "sampling.eta": s.eta,
         "sampling.clamp_from": s.clamp_from,
     }.items():  # fmt: skip
@@ -103,6 +104,12 @@ def check(c: RunConfig) -> None:
         "use 'tied' or 'untied' with mamba",
     )
     need(
+        m.context != "none" or p.anchor_prob == 0.0,
+        f"config.process.anchor_prob={p.anchor_prob}: with model.context='none' nothing tells clean positions from "
+        "noised ones; set 0",
+    )
+    _check_gaussian_sampling(c, need)
+    need(
         m.context != "none" or m.pooled_prompt,
         "config.model.context='none' without pooled_prompt would never see the source",
     )
@@ -122,12 +129,37 @@ def check(c: RunConfig) -> None:
 READ_BY = {
     "noise_scale": ("gaussian",), "zero_terminal_snr": ("gaussian",), "mse_weight": ("gaussian",),
     "ce_weight": ("gaussian",), "prior_weight": ("gaussian",), "min_snr_gamma": ("gaussian",),
+    "anchor_prob": ("gaussian",),
     "time_conditioning": ("masked", "autoregressive"), "time_range": ("masked",), "weighting": ("masked",),
     "label_smoothing": ("masked", "autoregressive"),
 }  # fmt: skip
 GAUSSIAN_SAMPLERS = ("ddpm", "ddim", "dpmpp")
 GAUSSIAN_SCHEDULES = ("cosine", "sqrt", "linear", "log_snr", "learned")
 MASKED_SCHEDULES = ("log_linear", "cosine")
+
+
+def _check_gaussian_sampling(c: RunConfig, need: Callable[[bool, str], None]) -> None:
+    """What sampling asks of a Gaussian process, or of its being one."""
+    p, s = c.process, c.sampling
+    need(
+        not s.anchors or (p.kind == "gaussian" and p.anchor_prob > 0.0),
+        "config.sampling.anchors needs a Gaussian model trained with process.anchor_prob > 0; use anchors=False",
+    )
+    need(
+        not (s.anchors and s.early_exit),
+        f"config.sampling.early_exit={s.early_exit}: with anchors every step writes tokens, and none is superfluous",
+    )
+    need(s.mean_temperature > 0, f"config.sampling.mean_temperature={s.mean_temperature}: must be positive")
+    logits = p.kind != "gaussian" or p.prediction == "logits"
+    need(
+        s.mean_temperature == 1.0 or (p.kind == "gaussian" and logits),
+        f"config.sampling.mean_temperature={s.mean_temperature} is for process.prediction='logits' of a Gaussian "
+        "process: no other estimate of x0 is a mean over tokens; use 1",
+    )
+    need(
+        s.end_bias == 0.0 or logits,
+        f"config.sampling.end_bias={s.end_bias} is for models that predict tokens (process.prediction='logits'); use 0",
+    )
 
 
 def _check_kind(c: RunConfig, need: Callable[[bool, str], None]) -> None:

@@ -27,6 +27,8 @@ class Network(Protocol):
         key: PRNGKeyArray | None = None,
     ) -> Any: ...
 
+    def narrowed(self, condition: Any, target: Bool[Array, "b l"]) -> Any: ...
+
     def __call__(
         self,
         z: Float[Array, "b l e"],

@@ -93,15 +93,15 @@ class Denoiser(nnx.Module):
         """What there is to know of the prompts. Tokens at target positions change nothing in it.
 
         Args:
-          target: the positions to diffuse: exactly those behind `source_length`.
-          valid: False at padding (of the source; target padding is visible all the same).
-          keep: False withholds a row's prompt, for guidance; None keeps all.
+          target: the positions to diffuse, of those behind `source_length`. What else stands there is clean, an anchor.
+          valid: False at padding (of the source; what is diffused is visible all the same).
+          keep: False withholds a row's prompt, for guidance, but no anchor; None keeps all.
           key: for dropout; None for none.
         """
         self._check_length(tokens.shape[1])
         source = valid & ~target
         if keep is not None:
-            source = source & keep[:, None]
+            source = source & (keep[:, None] | ~self._in_source)
         visible = source | target
         if self.prompt is None:
             return Condition(target, visible, None, None)
@@ -143,10 +143,14 @@ class Denoiser(nnx.Module):
             return jnp.pad(prediction, ((0, 0), (self.source_length, 0), (0, 0)))
         h = self.in_proj(x)
         if condition.context is not None:
-            h = jnp.where(condition.target[..., None], h, condition.context)
+            h = jnp.where(self._in_source[:, None], condition.context, h)
         source, target = self.segments[...]
         h = h + jnp.where(condition.target[..., None], target, source)
         return self._head(self.stack(h, condition.visible, c, key))
+
+    def narrowed(self, condition: Condition, target: Bool[Array, "b l"]) -> Condition:
+        """The condition of the same prompts where fewer positions are diffused: the others have become anchors."""
+        return condition._replace(target=target)
 
     def round(self, x: Float[Array, "b l e"]) -> Float[Array, "b l v"]:
         """Logits (float32) of the tokens whose embeddings x stands near.
@@ -170,6 +174,10 @@ class Denoiser(nnx.Module):
         if self.output == "embedding" or self.rounding is None:
             return out
         return self.round(out)
+
+    @property
+    def _in_source(self) -> Bool[Array, " l"]:
+        return jnp.arange(self.source_length + self.target_length) < self.source_length
 
     def _check_length(self, length: int) -> None:
         expected = self.source_length + self.target_length

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int, PRNGKeyArray
 
 from dimba_jax.config import ConfigError, SamplingConfig
+from dimba_jax.config_checks import check
 from dimba_jax.data.normalize import normalize
 from dimba_jax.data.rows import encode_prompts
 from dimba_jax.sampling.batches import BatchResult, PromptRows, in_batches
@@ -192,8 +193,12 @@ def _check(model: LoadedModel, settings: SamplingConfig) -> None:
             f"guidance={settings.guidance} needs a model trained with process.condition_dropout > 0; "
             "this one was not: use guidance=1"
         )
-    if process.kind == "gaussian" and settings.steps > process.timesteps:
-        raise ConfigError(f"steps={settings.steps}: the model's process has {process.timesteps}; take at most as many")
+    if process.kind == "gaussian":
+        if settings.steps > process.timesteps:
+            raise ConfigError(
+                f"steps={settings.steps}: the model's process has {process.timesteps}; take at most as many"
+            )
+        check(replace(model.config, sampling=settings))
 
 
 def _warn_of_cuts(model: LoadedModel, prompts: Sequence[str]) -> None:

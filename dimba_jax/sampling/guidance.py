@@ -13,9 +13,12 @@ from dimba_jax.diffusion.predict import Network
 
 
 class GuidedNetwork(NamedTuple):
-    """`call(z, t, self_condition)` gives the network's output for a fixed source; it costs `calls` network calls."""
+    """`call(z, t, self_condition, target)` gives the network's output for a fixed source, at `calls` network calls.
 
-    call: Callable[[Array, Array, Array | None], Array]
+    `target` are the positions that are still diffused; None: all that were.
+    """
+
+    call: Callable[[Array, Array, Array | None, Array | None], Array]
     calls: int
 
 
@@ -36,14 +39,20 @@ def guided_network(
     scale: float,
 ) -> GuidedNetwork:
     """Encodes the source once, and the null condition too unless the scale is 1."""
-    condition = denoiser.encode(tokens, target, valid)
-    if scale == 1.0:
-        return GuidedNetwork(lambda z, t, x0: denoiser(z, t, condition, self_condition=x0), 1)
-    nothing = denoiser.encode(tokens, target, valid, keep=jnp.zeros(tokens.shape[0], bool))
+    conditions = [denoiser.encode(tokens, target, valid)]
+    if scale != 1.0:
+        conditions.append(denoiser.encode(tokens, target, valid, keep=jnp.zeros(tokens.shape[0], bool)))
 
-    def call(z: Float[Array, "b l e"], t: Float[Array, " b"], x0: Float[Array, "b l e"] | None) -> Array:
-        with_source = denoiser(z, t, condition, self_condition=x0)
-        without = denoiser(z, t, nothing, self_condition=x0)
-        return guide(with_source, without, scale)
+    def call(
+        z: Float[Array, "b l e"],
+        t: Float[Array, " b"],
+        x0: Float[Array, "b l e"] | None,
+        still: Bool[Array, "b l"] | None = None,
+    ) -> Array:
+        found = [
+            denoiser(z, t, one if still is None else denoiser.narrowed(one, still), self_condition=x0)
+            for one in conditions
+        ]
+        return found[0] if scale == 1.0 else guide(found[0], found[1], scale)
 
-    return GuidedNetwork(call, 2)
+    return GuidedNetwork(call, len(conditions))

@@ -15,9 +15,11 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import SamplingConfig
+from dimba_jax.data.vocabulary import EOS, PAD
 from dimba_jax.diffusion.predict import Network, token_logits
 from dimba_jax.diffusion.process import EmbeddingProcess
 from dimba_jax.models.prepared import merge_prepared
+from dimba_jax.sampling.discrete.distribution import sureness, surest
 from dimba_jax.sampling.guidance import guided_network
 from dimba_jax.sampling.steppers import Stepper
 
@@ -36,6 +38,7 @@ class _Carry(NamedTuple):
     x0_hat: Float[Array, "b l e"]  # as predicted, before any clamping
     state: Any  # the stepper's
     tokens: Int[Array, "b l"]
+    still: Bool[Array, "b l"] | None  # what is diffused, of the target, which is not anchors yet; None: all of it
     steady: Int[Array, " b"]  # steps in a row that changed no token
     trajectory: Int[Array, "k b l"]
 
@@ -70,6 +73,11 @@ def nearest_tokens(x: Float[Array, "b l e"], table: Float[Array, "v e"]) -> Int[
     return jnp.argmax(x @ table.T - half[None, None, :], axis=-1).astype(jnp.int32)
 
 
+def biased(logits: Float[Array, "b l v"], bias: float) -> Float[Array, "b l v"]:
+    """Logits with `bias` added to those of the end token and of padding."""
+    return logits.at[..., jnp.asarray([PAD, EOS])].add(bias)
+
+
 def sample(
     denoiser: Network,
     process: EmbeddingProcess,
@@ -84,6 +92,9 @@ def sample(
     stages: int = 0,
 ) -> SampleResult:
     """Fills in the target positions of a batch; source positions are re-imposed at every step.
+
+    With `settings.anchors` step i of n leaves the share i/n of the target's positions written: those it is surest of
+    become clean tokens, which the others are diffused around, as positions of the source.
 
     Compiled once for each batch shape and each group of settings; the network's parameters are
     arguments of the compiled function. A row depends on its own key and source alone, early exit
@@ -136,26 +147,38 @@ def _sample(
     clamps = grid[:-1] <= settings.clamp_from if settings.clamp_from > 0.0 else np.zeros(steps, bool)
     decodes = np.zeros(steps, bool)
     decodes[[steps - 1, *(at_stage[1:] - 1)]] = True
-    decodes |= settings.early_exit > 0
+    decodes |= settings.early_exit > 0 or settings.anchors
 
     def step(i: Array, carry: _Carry) -> _Carry:
         t, s = times[i], times[i + 1]
         now = process.network_time(jnp.full(rows, t))
-        raw = network.call(carry.z, now, carry.x0_hat if self_conditioning else None)
-        x0_hat = process.denoised(raw, carry.z, jnp.full(rows, t), table)
+        raw = network.call(carry.z, now, carry.x0_hat if self_conditioning else None, carry.still)
+        if settings.end_bias:
+            raw = biased(raw, settings.end_bias)
+        spread = raw if settings.mean_temperature == 1.0 else raw / settings.mean_temperature
+        x0_hat = process.denoised(spread, carry.z, jnp.full(rows, t), table)
         used = _where_step(clamps, i, lambda: clamp(x0_hat), lambda: x0_hat)
         step_keys = _fold(keys, i + 1)
         state, z = stepper.update(step_keys, carry.state, carry.z, used, process.level(t), process.level(s))
 
+        def logits() -> Array:
+            return token_logits(denoiser, process, raw, x0_hat)
+
         def decode() -> Array:
-            best = jnp.argmax(token_logits(denoiser, process, raw, x0_hat), axis=-1).astype(jnp.int32)
-            return jnp.where(target, best, tokens)
+            best = jnp.argmax(logits(), axis=-1).astype(jnp.int32)
+            return jnp.where(target if carry.still is None else carry.still, best, carry.tokens)
 
         found = _where_step(decodes, i, decode, lambda: carry.tokens)
         found, steady = _settle(carry, found, settings.early_exit)
+        still = carry.still
+        if still is not None:
+            left = jnp.round(jnp.sum(target, axis=1) * (1.0 - (i + 1) / steps)).astype(jnp.int32)
+            sure = sureness(jax.nn.log_softmax(logits(), axis=-1), settings.score)
+            still = still & ~surest(sure, still, jnp.sum(still, axis=1) - left)
+            z = jnp.where(still[..., None], z, table[found])
         here = jnp.asarray(at_stage) == i + 1
         trajectory = jnp.where(here[:, None, None], found[None], carry.trajectory)
-        return _Carry(keep_source(z), x0_hat, state, found, steady, trajectory)
+        return _Carry(keep_source(z), x0_hat, state, found, still, steady, trajectory)
 
     noise = settings.temperature * process.prior(_fold(keys, jnp.int32(0)), (length, width))
     z = keep_source(noise)
@@ -165,6 +188,7 @@ def _sample(
         x0_hat=jnp.zeros_like(z),
         state=stepper.init(z),
         tokens=first,
+        still=target if settings.anchors else None,
         steady=jnp.zeros(rows, jnp.int32),
         trajectory=jnp.broadcast_to(first[None], (stages, rows, length)),
     )

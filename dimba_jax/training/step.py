@@ -60,6 +60,8 @@ def whole_batch_gradient(
     """
     pieces = config.training.accumulate
     counts = counted(batch["target"], batch["valid"], config.process.loss_on, config.process.loss_on_padding)
+    if draws.rows.anchors is not None:
+        counts &= ~draws.rows.anchors
     total = jnp.sum(counts).astype(jnp.float32)
     gradient = jax.value_and_grad(batch_loss, has_aux=True)
     if pieces == 1:
@@ -141,14 +143,14 @@ def make_valid_step(
 ) -> Callable[[PyTree, Process, Batch, PRNGKeyArray], RowFigures]:
     """The jitted (params, process, batch, key) -> figures of the rows, summed over the batch.
 
-    No dropout, of activations or of the condition, times stratified over the batch whatever training
+    No dropout, of activations or of the condition, and no anchors, times stratified over the batch whatever training
     draws, and a learned schedule at rest, so that losses of two checkpoints can be compared.
     """
 
     def valid_step(params: PyTree, process: Process, batch: Batch, key: PRNGKeyArray) -> RowFigures:
         process = process.at_rest()
         draws = draw(key, validation_sampler(config.process), process, batch["tokens"].shape[0], config)
-        draws = draws._replace(rows=draws.rows._replace(keep=None), dropout=None)
+        draws = draws._replace(rows=draws.rows._replace(keep=None, anchors=None), dropout=None)
         _, figures = batch_loss(params, graphdef, process, batch, draws, jnp.float32(1.0), config)
         return jax.tree.map(jnp.sum, figures)
 

@@ -127,6 +127,27 @@ def test_padding_of_the_source_is_never_seen_and_that_of_the_target_always():
     assert np.abs(moved - before)[2, : L - 1].max() > 1e-5
 
 
+@pytest.mark.parametrize("variant", ["dimba", "encoder_context"])
+def test_anchors_are_seen_as_they_are_with_and_without_a_prompt(variant):
+    model = make(**VARIANTS[variant])
+    tokens, target, valid = batch()
+    anchors = np.zeros_like(target)
+    anchors[:, LS + 1] = anchors[:, LS + 4] = True
+    for keep in (None, np.asarray([True, False, False])):
+        whole = model.encode(tokens, target, valid, keep)
+        condition = model.encode(tokens, target & ~anchors, valid | anchors, keep)
+        kept = np.ones(3, bool) if keep is None else keep
+        np.testing.assert_array_equal(condition.visible, (valid & ~target & kept[:, None]) | target)
+        same = [np.array_equal(a, b) for a, b in zip(condition[2:], whole[2:], strict=True) if a is not None]
+        assert same and all(same)  # the prompt is the source alone
+        np.testing.assert_array_equal(model.narrowed(whole, target & ~anchors).target, condition.target)
+        z = noise()
+        before = np.asarray(predict(model, z, TIMES, condition))
+        assert np.abs(before - np.asarray(predict(model, z, TIMES, whole))).max() > 1e-3  # it is told which they are
+        z[:, LS + 4] += 1
+        assert (np.abs(np.asarray(predict(model, z, TIMES, condition)) - before)[:, LS + 2].max(axis=-1) > 1e-6).all()
+
+
 def test_time_and_self_condition_matter():
     model = make(**TINY)
     condition = encode(model, *batch())

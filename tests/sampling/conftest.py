@@ -27,6 +27,9 @@ class FakeDenoiser(nnx.Module):
     def encode(self, tokens, target, valid, keep=None, *, key=None):
         return jnp.ones(tokens.shape[0]) if keep is None else keep.astype(jnp.float32)
 
+    def narrowed(self, condition, target):
+        return condition
+
     def __call__(self, z, t, condition, *, self_condition=None, key=None):
         if self.on_trace is not None:
             self.on_trace(z.shape)

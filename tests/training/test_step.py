@@ -28,7 +28,7 @@ def test_microbatches_equal_the_large_batch(configs, parts, base_key):
         config = configs(
             process={
                 "loss_on_padding": False, "self_condition_prob": 1.0, "condition_dropout": 0.3,
-                "timestep_sampling": "importance", "schedule": "learned",
+                "anchor_prob": 0.5, "timestep_sampling": "importance", "schedule": "learned",
             },
             training={"accumulate": accumulate},
             # a gradient near 0 would be blown up to a full step by the smallest epsilon, rounding and all
@@ -93,6 +93,56 @@ def test_condition_dropout_withholds_the_source_of_some_rows(configs, base_key):
     keep = draw(base_key, make_timestep_sampler(config.process), GAUSSIAN, 400, config).rows.keep
     assert 260 < int(keep.sum()) < 340
     assert draw(base_key, make_timestep_sampler(config.process), GAUSSIAN, 4, configs()).rows.keep is None
+
+
+def test_anchors_are_a_part_of_some_targets(configs, base_key):
+    config = configs(process={"anchor_prob": 0.75})
+    sampler = make_timestep_sampler(config.process)
+    draws, plain = draw(base_key, sampler, GAUSSIAN, 2000, config), draw(base_key, sampler, GAUSSIAN, 2000, configs())
+    anchors = np.asarray(draws.rows.anchors)
+    assert anchors.shape == (2000, 9) and not anchors[:, :4].any()
+    share = anchors[:, 4:].mean(axis=1)
+    # none in a quarter of the rows and in 1 of 6 of the others, whose share is uniform over six counts
+    np.testing.assert_allclose(np.bincount((5 * share).round().astype(int)) / 2000, [0.375, *[0.125] * 5], atol=0.03)
+    assert plain.rows.anchors is None
+    np.testing.assert_array_equal(plain.rows.t, draws.rows.t)  # nothing else is drawn otherwise
+    np.testing.assert_array_equal(*(jax.random.key_data(one.rows.noise) for one in (plain, draws)))
+
+
+@pytest.mark.parametrize("loss_on", ["target", "all"])
+def test_anchors_are_clean_and_are_not_predicted(configs, batches, parts, base_key, loss_on):
+    config = configs(process={"anchor_prob": 1.0, "self_condition_prob": 0.0, "loss_on": loss_on})
+    tiny, batch = parts(config), batches()
+    draws = draw(base_key, tiny.state.timesteps, tiny.state.process, 8, config)
+    anchors = np.asarray(draws.rows.anchors)
+    padding = anchors & ~batch["valid"]
+    assert padding.any() and (batch["target"] & ~anchors).any()
+    loss = jax.jit(lambda batch: batch_loss(
+        tiny.state.params, tiny.graphdef, tiny.state.process, batch, draws, jnp.float32(1.0), config
+    ))  # fmt: skip
+    _, figures = loss(batch)
+    counted = batch["target"] | batch["valid"] if loss_on == "all" else batch["target"]
+    np.testing.assert_array_equal(figures.positions, (counted & ~anchors).sum(axis=1))
+    # the others see what an anchor is, be it padding, as clean as the source
+    for where in (anchors & batch["valid"], padding):
+        row, at = np.argwhere(where & (batch["target"] & ~anchors).any(axis=1, keepdims=True))[0]
+        other = batch | {"tokens": batch["tokens"].copy()}
+        other["tokens"][row, at] = (other["tokens"][row, at] + 5) % 11
+        _, changed = loss(other)
+        differs = np.asarray(changed.loss != figures.loss)
+        assert differs[row] and differs.sum() == 1
+    whole, _, _ = whole_batch_gradient(tiny.state.params, tiny.graphdef, tiny.state.process, batch, draws, config)
+    np.testing.assert_allclose(whole, figures.loss.sum() / (counted & ~anchors).sum(), rtol=1e-5)
+
+
+def test_validation_has_no_anchors(configs, batches, parts, base_key):
+    plain, anchored = configs(), configs(process={"anchor_prob": 1.0})
+    tiny = parts(plain)
+    figures = [
+        make_valid_step(tiny.graphdef, config)(tiny.state.params, tiny.state.process, batches(), base_key)
+        for config in (plain, anchored)
+    ]
+    close(*figures, rtol=1e-6)
 
 
 def test_noise_of_a_row_does_not_depend_on_the_batch(configs, base_key):

@@ -22,6 +22,7 @@ class RowDraws(NamedTuple):
     weight: Float[Array, " b"]  # of a timestep sampler that does not draw uniformly
     noise: PRNGKeyArray  # (b,): a key a row
     keep: Bool[Array, " b"] | None  # False: the row is trained without its source; None: no row is
+    anchors: Bool[Array, "b l"] | None = None  # positions of the target that stay clean; None: none does
 
 
 class StepDraws(NamedTuple):
@@ -63,6 +64,8 @@ def draw(key: PRNGKeyArray, timesteps: TimestepSampler, process: Process, rows: 
             weight=jnp.mean(weight.reshape(rows, -1), axis=1),
             noise=jax.vmap(lambda row: jax.random.fold_in(noise_key, row))(jnp.arange(rows)),
             keep=jax.random.bernoulli(keep_key, 1.0 - unconditional, (rows,)) if unconditional > 0.0 else None,
+            # the noise's keys are those of 0 to rows - 1
+            anchors=_anchors(jax.random.fold_in(noise_key, rows), rows, config) if config.process.anchor_prob else None,
         ),
         first_pass=(
             jax.random.bernoulli(coin_key, config.process.self_condition_prob)
@@ -71,6 +74,16 @@ def draw(key: PRNGKeyArray, timesteps: TimestepSampler, process: Process, rows: 
         ),
         dropout=dropout_key if config.model.dropout > 0.0 else None,
     )
+
+
+def _anchors(key: PRNGKeyArray, rows: int, config: RunConfig) -> Bool[Array, "b l"]:
+    """In `anchor_prob` of the rows each position of the target with a probability of the row's own."""
+    coin_key, share_key, position_key = jax.random.split(key, 3)
+    data = config.data
+    share = jax.random.uniform(share_key, (rows,))
+    share = jnp.where(jax.random.bernoulli(coin_key, config.process.anchor_prob, (rows,)), share, 0.0)
+    chosen = jax.random.uniform(position_key, (rows, data.target_length)) < share[:, None]
+    return jnp.pad(chosen, ((0, 0), (data.source_length, 0)))
 
 
 def is_best(logits: Float[Array, "b l v"], tokens: Array) -> Bool[Array, "b l"]:

@@ -26,15 +26,21 @@ def gaussian_pass(
 ) -> Pass:
     """Noises the targets and predicts them, perhaps from an earlier prediction (self-conditioning).
 
+    Anchors among the target's positions are left as clean as the source, and are not predicted.
     `all_target` changes nothing here: padding of a source is hidden by the condition.
     """
     denoiser = nnx.merge(graphdef, params)
     tokens, target, valid = batch["tokens"], batch["target"], batch["valid"]
-    t, _, noise_keys, keep = draws.rows
+    t, noise_keys, keep, anchors = draws.rows.t, draws.rows.noise, draws.rows.keep, draws.rows.anchors
+    diffused, known = target, valid
+    positions = counted(target, valid, config.process.loss_on, config.process.loss_on_padding)
+    if anchors is not None:
+        diffused, known = target & ~anchors, valid | anchors  # an anchor may be padding, which is learned like a token
+        positions = positions & ~anchors
     encode_key, network_key = (None, None) if draws.dropout is None else jax.random.split(draws.dropout)
     x0 = denoiser.embed(tokens)
-    noised = process.corrupt(noise_keys, x0, t, target)
-    condition = denoiser.encode(tokens, target, valid, keep, key=encode_key)
+    noised = process.corrupt(noise_keys, x0, t, diffused)
+    condition = denoiser.encode(tokens, diffused, known, keep, key=encode_key)
 
     def first_pass(frozen: PyTree) -> Float[Array, "b l e"]:
         frozen_params, z, frozen_condition = frozen
@@ -49,7 +55,6 @@ def gaussian_pass(
 
     prediction = predict(denoiser, process, noised.z, t, condition, self_condition, network_key)
     terms = process.losses(prediction.raw, prediction.x0_hat, prediction.logits, tokens, x0, noised)
-    positions = counted(target, valid, config.process.loss_on, config.process.loss_on_padding)
     return Pass(
         objective=process.total(terms | {"mse": terms["mse"] * process.weights(t)[:, None]}),
         terms=terms,

@@ -74,7 +74,7 @@ def sample_blocks(
     graph, parameters = nnx.split(denoiser)
     return _sample(
         graph, parameters, process, make_unmasker(settings), tokens, editable, visible, keys,
-        settings.steps, settings.reuse_logits, settings.guidance, blocks, text_ends(config), stages,
+        settings.steps, settings.reuse_logits, settings.guidance, settings.end_bias, blocks, text_ends(config), stages,
     )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ class _Carry(NamedTuple):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("graph", "stepper", "steps", "reuse", "guidance", "blocks", "ends", "stages")
+    jax.jit, static_argnames=("graph", "stepper", "steps", "reuse", "guidance", "end_bias", "blocks", "ends", "stages")
 )
 def _sample(
     graph: Any,
@@ -130,6 +130,7 @@ def _sample(
     steps: int,
     reuse: bool,
     guidance: float,
+    end_bias: float,
     blocks: int,
     ends: bool,
     stages: int,
@@ -161,7 +162,8 @@ def _sample(
         free = part(editable, start, size) & ~ended[:, None]
 
         def network(x: Int[Array, "b k"], t: Float[Array, " b"]) -> Float[Array, "b k v"]:
-            return words_alone(views.logits(extend(x, t, cache, start)[0]), part(last_words, start, size))
+            logits = views.logits(extend(x, t, cache, start)[0])
+            return words_alone(logits, part(last_words, start, size), end_bias)
 
         def denoise() -> Unmasked:
             return unmask(

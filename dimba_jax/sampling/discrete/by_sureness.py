@@ -12,7 +12,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.diffusion.masked import Masked
-from dimba_jax.sampling.discrete.distribution import Score, TokenChoice, sureness
+from dimba_jax.sampling.discrete.distribution import Score, TokenChoice, sureness, surest
 from dimba_jax.sampling.discrete.unmasker import Scalar, Step, even_times, fold
 
 
@@ -61,11 +61,11 @@ class Confidence:
     ) -> Step:
         sure = sureness(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), self.score)
         if self.threshold > 0.0:
-            chosen = _surest(sure, masked, jnp.ones_like(state)) | (sure >= jnp.log(self.threshold))
+            chosen = surest(sure, masked, jnp.ones_like(state)) | (sure >= jnp.log(self.threshold))
             chosen = masked & (chosen | (s == 0.0))
         else:
             noisy = _add_noise(keys, sure, self.score_noise, t)
-            chosen = _surest(noisy, masked, _how_many(masked, state, s, process))
+            chosen = surest(noisy, masked, _how_many(masked, state, s, process))
         drawn = self.choice.draw(fold(keys, 1), logits)
         return Step(jnp.where(chosen, drawn, tokens), masked & ~chosen, state)
 
@@ -124,7 +124,7 @@ class LowConfidence:
         among = state.editable if self.revise else masked
         revealed = jnp.sum(among & ~masked, axis=1, dtype=jnp.int32)
         number = _how_many(masked, jnp.sum(state.editable, axis=1, dtype=jnp.int32), s, process)
-        left = among & ~_surest(ranks, among, revealed + number)
+        left = among & ~surest(ranks, among, revealed + number)
         tokens = jnp.where(left, process.mask_id, jnp.where(masked, drawn, tokens))
         return Step(tokens, left, Predicted(state.editable, sure))
 
@@ -134,12 +134,6 @@ def _how_many(masked: Bool[Array, "b k"], editable: Int[Array, " b"], s: Scalar,
     left = jnp.sum(masked, axis=1, dtype=jnp.int32)
     revealed = jnp.round(editable * process.alpha(s)).astype(jnp.int32)
     return jnp.where(s == 0.0, left, jnp.clip(revealed - (editable - left), 1, left))
-
-
-def _surest(sure: Float[Array, "b k"], among: Bool[Array, "b k"], count: Int[Array, " b"]) -> Bool[Array, "b k"]:
-    """The `count` surest of these positions; of equals the leftmost."""
-    order = jnp.lexsort((-sure, ~among), axis=1)
-    return among & (jnp.argsort(order, axis=1) < count[:, None])
 
 
 def _add_noise(keys: PRNGKeyArray, sure: Float[Array, "b k"], temperature: float, t: Scalar) -> Float[Array, "b k"]:

@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import SamplingConfig
 
@@ -71,6 +71,12 @@ def sureness(
     if tokens is None:
         return jnp.max(logp, axis=-1)
     return jnp.take_along_axis(logp, tokens[..., None], axis=-1)[..., 0]
+
+
+def surest(sure: Float[Array, "b k"], among: Bool[Array, "b k"], count: Int[Array, " b"]) -> Bool[Array, "b k"]:
+    """The `count` surest of these positions; of equals the leftmost."""
+    order = jnp.lexsort((-sure, ~among), axis=1)
+    return among & (jnp.argsort(order, axis=1) < count[:, None])
 
 
 @dataclass(frozen=True)

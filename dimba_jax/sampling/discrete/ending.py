@@ -22,9 +22,13 @@ def may_end(tokens: Int[Array, "b l"], editable: Bool[Array, "b l"]) -> Bool[Arr
     return ~_from_here_on(behind)
 
 
-def words_alone(logits: Float[Array, "b k v"], may_end: Bool[Array, "b k"]) -> Float[Array, "b k v"]:
-    """Logits without EOS and PAD at the positions where the text may not end."""
+def words_alone(
+    logits: Float[Array, "b k v"], may_end: Bool[Array, "b k"], end_bias: float = 0.0
+) -> Float[Array, "b k v"]:
+    """Logits without EOS and PAD where the text may not end; elsewhere those of both with `end_bias` added."""
     end = jnp.isin(jnp.arange(logits.shape[-1]), jnp.asarray([PAD, EOS]))
+    if end_bias:
+        logits = jnp.where(end, logits + end_bias, logits)
     return jnp.where(end & ~may_end[..., None], -jnp.inf, logits)
 
 

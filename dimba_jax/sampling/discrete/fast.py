@@ -79,8 +79,8 @@ def sample_fast(
     graph, parameters = nnx.split(denoiser)
     return _sample(
         graph, parameters, process, make_unmasker(settings), tokens, editable, visible, keys,
-        settings.steps, settings.reuse_logits, settings.guidance, hides_source(config), settings.cache,
-        blocks, text_ends(config), stages,
+        settings.steps, settings.reuse_logits, settings.guidance, settings.end_bias, hides_source(config),
+        settings.cache, blocks, text_ends(config), stages,
     )  # fmt: skip
 
 
@@ -183,7 +183,19 @@ class _Carry(NamedTuple):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("graph", "stepper", "steps", "reuse", "guidance", "hide", "cache", "blocks", "ends", "stages"),
+    static_argnames=(
+        "graph",
+        "stepper",
+        "steps",
+        "reuse",
+        "guidance",
+        "end_bias",
+        "hide",
+        "cache",
+        "blocks",
+        "ends",
+        "stages",
+    ),
 )
 def _sample(
     graph: Any,
@@ -197,6 +209,7 @@ def _sample(
     steps: int,
     reuse: bool,
     guidance: float,
+    end_bias: float,
     hide: bool,
     cache: CacheKind,
     blocks: int,
@@ -225,7 +238,7 @@ def _sample(
         def denoise() -> Unmasked:
             call = block_network(denoiser, process, views, carry.tokens, start, size, cache)
             return unmask(
-                lambda x, t: words_alone(call(x, t), part(last_words, start, size)),
+                lambda x, t: words_alone(call(x, t), part(last_words, start, size), end_bias),
                 process, stepper, given, free, block_keys(keys, k, blocks), steps, states,
                 cost=views.calls, reuse=reuse, maskable=part(visible, start, size),
             )  # fmt: skip

@@ -101,7 +101,7 @@ def _sample(
     at_end = may_end(window, free)
 
     def call(at: Array, t: Array) -> Array:
-        return words_alone(network.call(at, t), at_end)
+        return words_alone(network.call(at, t), at_end, settings.end_bias)
 
     found = unmask(
         call, process, make_unmasker(settings), window, free, keys, settings.steps, stages,

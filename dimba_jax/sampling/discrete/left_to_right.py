@@ -70,7 +70,7 @@ def sample_left_to_right(
     first = source + _known(np.asarray(editable)[:, source:])
     return _sample(
         graph, parameters, process, tokens, editable, visible, keys,
-        token_choice(settings), settings.guidance, first, text_ends(config), stages,
+        token_choice(settings), settings.guidance, settings.end_bias, first, text_ends(config), stages,
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ class _Carry(NamedTuple):
     cache: Any
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "choice", "guidance", "first", "ends", "stages"))
+@functools.partial(jax.jit, static_argnames=("graph", "choice", "guidance", "end_bias", "first", "ends", "stages"))
 def _sample(
     graph: Any,
     parameters: Any,
@@ -98,6 +98,7 @@ def _sample(
     keys: PRNGKeyArray,
     choice: TokenChoice,
     guidance: float,
+    end_bias: float,
     first: int,
     ends: bool,
     stages: int,
@@ -127,7 +128,7 @@ def _sample(
         before = jnp.where(i == source, process.mask_id, part(found, jnp.maximum(i - 1, 0), 1))
         logits, cache = denoiser.extend(views.tokens(before, i), no_time, cache, visible=views.visible(i, 1))
         position_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i - source)
-        logits = words_alone(views.logits(logits), part(last_words, i, 1))
+        logits = words_alone(views.logits(logits), part(last_words, i, 1), end_bias)
         drawn = choice.draw(position_keys, logits)[:, 0]
         token = jnp.where(part(editable, i, 1)[:, 0] & ~ended, drawn, part(found, i, 1)[:, 0])
         ended |= (token == EOS) & part(last_words, i, 1)[:, 0] & ends

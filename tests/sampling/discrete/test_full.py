@@ -107,6 +107,23 @@ def test_gaps_are_filled_with_words():
     assert (found[:, 2:] <= EOS).all()
 
 
+WHOLE, BLOCKS = {"sampler": "confidence"}, {"sampler": "confidence", "block_size": 3}
+
+
+@pytest.mark.parametrize("settings", [WHOLE, BLOCKS, BLOCKS | {"sampler": "ancestral"}, WHOLE | {"length": "first"}])
+def test_a_bias_against_the_end_makes_texts_longer(settings):
+    table = TABLE.copy()
+    table[:, [PAD, EOS]] += 20.0
+    words = [
+        (np.asarray(run(config_of(), network=Known(SOURCE, table), end_bias=bias, **settings).tokens) > EOS)[:, SOURCE:]
+        for bias in (0.0, -40.0)
+    ]
+    if settings.get("length") == "first":  # which is chosen without it
+        np.testing.assert_array_equal(*words)
+    else:
+        assert not words[0].any() and words[1].all()
+
+
 def test_length_is_chosen_from_the_probability_of_padding():
     pad = jnp.asarray([[0.01, 0.02, 0.1, 0.4, 0.9, 0.98]])  # 3.59 positions are expected to be used
     logits = jnp.log(jnp.stack([pad, *[(1 - pad) / 4] * 4], axis=-1))

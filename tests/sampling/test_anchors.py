@@ -1,0 +1,167 @@
+"""Gaussian sampling around anchors, and what is done to a network's logits on the way."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dimba_jax.config import ConfigError, ProcessConfig, SamplingConfig
+from dimba_jax.data.vocabulary import EOS, PAD
+from dimba_jax.diffusion.gaussian import make_gaussian
+from dimba_jax.sampling.generate import generate
+from dimba_jax.sampling.loop import biased, sample
+from dimba_jax.sampling.steppers import make_stepper
+
+SOURCE, TARGET, VOCAB = 2, 4, 12
+TOKENS = np.asarray([[9, 1, 0, 0, 0, 0], [10, 1, 0, 0, 0, 0]], np.int32)
+IS_TARGET = np.arange(SOURCE + TARGET) >= SOURCE
+ANSWER = np.asarray([3, 4, 5, 6, 7, 8])
+SURE = np.asarray([0.0, 0.0, 2.0, 4.0, 1.0, 3.0])  # how far the answer's logit stands out: second, fourth, first, third
+
+
+class Logits(nnx.Module):
+    """Puts out the answer's logit, more or less sure of it, and tells what it was asked.
+
+    A position that is still diffused beside k anchors has the answer shifted by k: a token that was written stays.
+    """
+
+    def __init__(self, table, watch, sure=SURE):
+        self.embedding, self.watch, self.sure = nnx.Param(jnp.asarray(table)), watch, tuple(sure)
+
+    def table(self):
+        return self.embedding[...]
+
+    def embed(self, tokens):
+        return self.table()[tokens]
+
+    def encode(self, tokens, target, valid, keep=None, *, key=None):
+        return target
+
+    def narrowed(self, condition, target):
+        return target
+
+    def __call__(self, z, t, condition, *, self_condition=None, key=None):
+        jax.debug.callback(self.watch, z, condition, self_condition, ordered=True)
+        anchors = TARGET - jnp.sum(condition, axis=1)
+        answer = (jnp.asarray(ANSWER)[None] + anchors[:, None]) % VOCAB
+        return jnp.asarray(self.sure)[None, :, None] * jax.nn.one_hot(answer, VOCAB)
+
+
+@pytest.fixture
+def run(table):
+    def sampled(seen, sure=SURE, **settings):
+        settings = SamplingConfig(**{"steps": 4, "anchors": True} | settings)
+        process = make_gaussian(ProcessConfig(timesteps=20, prediction="logits", mse_weight=0.0, anchor_prob=0.5))
+        target = jnp.broadcast_to(IS_TARGET, TOKENS.shape)
+        result = sample(
+            Logits(table, lambda *asked: seen.append([np.asarray(part) for part in asked]), sure), process,
+            make_stepper(settings), jnp.asarray(TOKENS), target, jnp.asarray(target | (TOKENS != 0)),
+            jax.random.split(jax.random.key(0), len(TOKENS)), settings, self_conditioning=True,
+        )  # fmt: skip
+        jax.effects_barrier()
+        return result
+
+    return sampled
+
+
+@pytest.mark.parametrize("score", ["probability", "margin", "entropy"])
+def test_the_surest_become_anchors(run, table, score):
+    seen = []
+    result = run(seen, score=score)
+    order = SOURCE + np.argsort(-SURE[SOURCE:])  # positions as they are written, one a step
+    expected = TOKENS.copy()
+    for anchors, (z, still, _) in enumerate(seen):
+        assert (still.sum(axis=1) == TARGET - anchors).all()
+        assert not still[:, order[:anchors]].any() and not still[:, :SOURCE].any()
+        np.testing.assert_array_equal(z[~still], table[expected[~still]])  # clean, as the source is
+        assert (np.abs(z[still] - table[expected][still]).max(axis=-1) > 1e-3).all()
+        expected[:, order[anchors]] = (ANSWER[order[anchors]] + anchors) % VOCAB
+    np.testing.assert_array_equal(result.tokens, expected)
+    np.testing.assert_allclose(result.z, table[expected])
+    assert int(result.network_calls) == 4
+
+
+@pytest.mark.parametrize("steps, shares", [(2, [4, 2]), (3, [4, 3, 1]), (8, [4, 4, 3, 2, 2, 2, 1, 0])])
+def test_every_step_writes_its_share(run, steps, shares):
+    seen = []
+    run(seen, steps=steps)
+    assert [int(still[0].sum()) for _, still, _ in seen] == shares
+
+
+def test_stages_show_guesses_and_anchors(run, table):
+    seen = []
+    settings = SamplingConfig(steps=4, anchors=True)
+    process = make_gaussian(ProcessConfig(timesteps=20, prediction="logits", mse_weight=0.0, anchor_prob=0.5))
+    target = jnp.broadcast_to(IS_TARGET, TOKENS.shape)
+    result = sample(
+        Logits(table, lambda *_: seen.append(None)), process, make_stepper(settings), jnp.asarray(TOKENS), target,
+        target | (jnp.asarray(TOKENS) != 0), jax.random.split(jax.random.key(0), 2), settings,
+        self_conditioning=True, stages=5,
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.trajectory[-1], result.tokens)
+    np.testing.assert_array_equal(result.trajectory[1][:, SOURCE:], np.tile(ANSWER[SOURCE:], (2, 1)))
+
+
+def test_without_anchors_all_of_the_target_is_diffused(run):
+    seen = []
+    result = run(seen, anchors=False)
+    assert all(np.array_equal(still, np.tile(IS_TARGET, (2, 1))) for _, still, _ in seen)
+    np.testing.assert_array_equal(result.tokens[:, SOURCE:], np.tile(ANSWER[SOURCE:], (2, 1)))
+
+
+def test_the_mean_embedding_is_that_of_sharper_tokens(run, table):
+    seen = {}
+    for temperature in (1.0, 0.5, 0.05):
+        asked = []
+        run(asked, anchors=False, mean_temperature=temperature)
+        seen[temperature] = asked[1][2]  # the second call sees the first one's estimate
+    for temperature, x0_hat in seen.items():
+        logits = SURE[:, None] * np.eye(VOCAB)[ANSWER] / temperature
+        mean = jax.nn.softmax(logits, axis=-1) @ table
+        np.testing.assert_allclose(x0_hat, np.tile(mean, (2, 1, 1)), atol=1e-5)
+
+
+def test_a_bias_against_the_end_makes_texts_longer(run):
+    logits = np.random.default_rng(0).normal(size=(2, 3, VOCAB)).astype(np.float32)
+    found = np.asarray(biased(jnp.asarray(logits), -1.5))
+    np.testing.assert_allclose(found[..., [PAD, EOS]], logits[..., [PAD, EOS]] - 1.5, rtol=1e-6)
+    np.testing.assert_array_equal(np.delete(found, [PAD, EOS], axis=-1), np.delete(logits, [PAD, EOS], axis=-1))
+    for bias, ends in ((0.0, False), (5.0, True)):
+        tokens = np.asarray(run([], anchors=False, end_bias=bias).tokens)[:, SOURCE:]
+        assert np.isin(tokens, [PAD, EOS]).all() == ends
+
+
+@pytest.mark.parametrize(
+    "process, sampling, message",
+    [
+        ({}, {"anchors": True}, "trained with process.anchor_prob > 0"),
+        ({"anchor_prob": 0.5}, {"anchors": True, "early_exit": 2}, "none is superfluous"),
+        ({"anchor_prob": 1.5}, {}, "must lie in"),
+        ({}, {"mean_temperature": 0.5}, "is for process.prediction='logits'"),
+        ({"prediction": "logits"}, {"mean_temperature": 0.0}, "must be positive"),
+        ({}, {"end_bias": -1.0}, "that predict tokens"),
+    ],
+)
+def test_settings_that_do_not_fit(process, sampling, message):
+    from dimba_jax.config import from_config_dict
+
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict({"process": process, "sampling": sampling})
+
+
+def test_a_model_that_knows_no_anchors_is_not_asked_for_them(make_model):
+    model = make_model()
+    with pytest.raises(ConfigError, match="trained with process.anchor_prob > 0"):
+        generate(model, ["a"], dataclasses.replace(model.config.sampling, anchors=True))
+
+
+def test_the_score_is_of_anchors_alone(make_model):
+    from dimba_jax.commandline import sampling_settings
+
+    config = make_model(process={"anchor_prob": 0.5}).config
+    assert sampling_settings(config, {"score": "margin", "anchors": True}).score == "margin"
+    with pytest.raises(ConfigError, match="has no meaning with sampler 'ddim' without --anchors"):
+        sampling_settings(config, {"score": "margin"})
