@@ -12,10 +12,11 @@ take 1.3 more), 547k positions a second. The 2,500 test rows: BLEU .2649, iBLEU 
 One sample takes 16 network calls, which unmask first where the best token leads by most; --steps=4, 8 or 32 with
 `evaluate` and `sample` changes that.
 
-Variants (a name alone is bidirectional Mamba-2, 8 layers, d 512, 65 million parameters; the next three have as many):
+Variants (a name alone is bidirectional Mamba-2, 8 layers, d 512, 65 million parameters; the next four have as many):
   :h      attention in place of Mamba-2 in layers 0 and 5, with MLPs as much wider as attention is smaller
   :tran   Transformer, 12 layers
   :ar     autoregressive Transformer, 14 layers, d 576: it has no modulation by t to hold parameters
+  :ar-mamba  autoregressive Mamba-2, 15 layers, d 512
   :smoke  the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 
 Ablations:
@@ -68,6 +69,7 @@ VARIANTS = {
     "h": with_model(MAMBA, "h", pattern=HYBRID, attention_mlp_ratio=8.3),
     "tran": with_model(MAMBA, "tran", pattern=("attention",), layers=12),
     "ar": autoregressive(MAMBA, "ar", pattern=("attention",), layers=14, d_model=576),
+    "ar-mamba": autoregressive(MAMBA, "ar_mamba", layers=15),
     "smoke": smoke(MAMBA),
 }
 

@@ -22,7 +22,7 @@ RECIPES = {
     "qg": ("", "smoke"),
     "simplification": ("", "smoke"),
     "dialogue": ("", "smoke"),
-    "qqp_masked": ("", "h", "tran", "ar", "smoke"),
+    "qqp_masked": ("", "h", "tran", "ar", "ar-mamba", "smoke"),
     "wikitext2": ("", "h", "tran", "ar", "ar-mamba", "tiny", "tiny-ar"),
     "shakespeare": ("", "h", "tran", "ar", "ar-mamba", "tiny", "tiny-ar"),
     "diffumamba": (
