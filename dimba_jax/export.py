@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: flags.FlagValues) -> None:
-    folder = Path(options.output)
+    folder = Path(options.output).absolute()
     tables = [_table(Path(report)) for report in options.reports]
 
     import jax  # here: --help and wrong options need no JAX
@@ -47,8 +47,9 @@ def _run(options: flags.FlagValues) -> None:
     )  # fmt: skip
     exported = Exported(model.config, model.tokenizer, params, model.process, model.step, averaged)
     write_exported(exported, folder, card=card, half=options.dtype == "bfloat16")
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{folder}: step {model.step}, {size / 1e6:,.1f} MB in {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    files = sorted(folder.iterdir())
+    size = sum(path.stat().st_size for path in files) / 1e6
+    print(f"{options.output}: step {model.step}, {size:,.1f} MB in {', '.join(path.name for path in files)}")
 
 
 def _table(path: Path) -> str:

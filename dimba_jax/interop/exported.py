@@ -61,7 +61,7 @@ def write_exported(exported: Exported, folder: Path, *, card: str, half: bool = 
       ConfigError: the folder is there and not empty; `half` of a model that computes in float32.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--output={folder} is there already: name a folder that is not, or is empty")
+        raise ConfigError(f"{folder} is there already: name a folder that is not, or is empty")
     config = exported.config
     if half and config.model.dtype != "bfloat16":
         raise ConfigError(

@@ -106,6 +106,16 @@ def test_the_cache_changes_nothing(pattern, settings):
     assert len(np.unique(found[:, SOURCE:][editable[:, SOURCE:]])) > 1
 
 
+@pytest.mark.parametrize(("bias", "ends"), [(-1e4, False), (1e4, True)])
+def test_a_bias_makes_texts_longer_or_shorter(bias, ends):
+    model = tiny_model(source=SOURCE, target=TARGET, block_size=SIZE)
+    tokens, _, visible = batch()
+    everything = np.broadcast_to(np.arange(SOURCE + TARGET) >= SOURCE, tokens.shape).copy()
+    found = sample(model, (tokens, everything, visible | everything), dataclasses.replace(GREEDY, end_bias=bias)).tokens
+    words = np.asarray(found)[:, SOURCE:] > EOS
+    assert not words.any() if ends else words.all()
+
+
 def test_a_causal_model_needs_no_training_with_blocks():
     # if it is told no time: its network without a cache is the plain call on the row as far as it is written
     model = tiny_model(pattern="hybrid", direction="causal", target=TARGET, time_conditioning=False, endless=True)

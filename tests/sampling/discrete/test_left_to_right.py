@@ -88,6 +88,16 @@ def test_each_position_draws_from_its_own_key_with_filters():
         np.testing.assert_array_equal(made.tokens[:, SOURCE + i], draw_tokens(own, logp[:, i : i + 1])[:, 0])
 
 
+@pytest.mark.parametrize(("bias", "ends"), [(-1e4, False), (1e4, True)])
+def test_a_bias_makes_texts_longer_or_shorter(bias, ends):
+    denoiser, process, config = tiny_model("autoregressive", source=SOURCE)
+    tokens, editable, visible = batch()
+    settings = dataclasses.replace(GREEDY, end_bias=bias)
+    made = sample_left_to_right(denoiser, process, tokens, editable, visible, row_keys(3), settings, config=config)
+    words = np.asarray(made.tokens)[:, SOURCE:] > EOS
+    assert not words.any() if ends else words.all()
+
+
 def test_rows_do_not_depend_on_their_batch():
     denoiser, process, config = tiny_model("autoregressive", source=SOURCE)
     tokens, editable, visible = batch()
