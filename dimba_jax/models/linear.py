@@ -80,7 +80,7 @@ class Linear(nnx.Module):
         size = math.prod(x.shape[:-1]) * min(alone, default=0) * x.dtype.itemsize
         # XLA's GPU backend makes one matmul of several that read the same array, if one is below 32 MiB. That suits
         # small results; large ones it would have to cut up, and their kernels to put together, each time. A barrier
-        # around input and kernel prevents it; around the input alone it does not: XLA joins equal barriers
+        # around input and kernel prevents it; around the input alone it does not (equal barriers are made one)
         apart = target_platform() == "gpu" and size >= APART
         for members, kernel in zip(self._matmuls(), self._kernels(), strict=True):
             widths = [parts[i].width for i in members]
