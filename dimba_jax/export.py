@@ -34,10 +34,11 @@ def _run(options: flags.FlagValues) -> None:
     import jax  # here: --help and wrong options need no JAX
     from flax import nnx
 
-    from dimba_jax.interop.exported import Exported, write_exported
+    from dimba_jax.interop.exported import Exported, check_place, write_exported
     from dimba_jax.interop.model_card import model_card
     from dimba_jax.sampling.load import load
 
+    check_place(folder)
     model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
     averaged = model.config.sampling.ema if options.ema is None else options.ema
     params = nnx.to_pure_dict(nnx.state(model.denoiser, nnx.Param))

@@ -30,6 +30,7 @@ from dimba_jax.leaves import differences, flat, flat_parts, shapes, unflat
 from dimba_jax.models.build import abstract_denoiser
 
 CONFIG, CARD = "config.json", "README.md"
+NO_PLACE = "DATA_PATH_WAS_NOT_EXPORTED"  # no such file: what reads data says so, and --data_path takes its place
 FORMAT = 1  # a change that older versions would misread raises it
 LIBRARY = "dimba_jax"
 
@@ -58,10 +59,9 @@ def write_exported(exported: Exported, folder: Path, *, card: str, half: bool = 
       half: kernels of matmuls in bfloat16; a model that computes in it rounds them so, and samples the same.
 
     Raises:
-      ConfigError: the folder is there and not empty; `half` of a model that computes in float32.
+      ConfigError: as `check_place`; `half` of a model that computes in float32.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there already: name a folder that is not, or is empty")
+    check_place(folder)
     config = exported.config
     if half and config.model.dtype != "bfloat16":
         raise ConfigError(
@@ -73,7 +73,7 @@ def write_exported(exported: Exported, folder: Path, *, card: str, half: bool = 
         "step": exported.step,
         "averaged": exported.averaged,
         "tokenizer": exported.tokenizer.to_dict()["kind"],
-        "config": to_dict(without_places(config)),
+        "config": to_dict(_handed_on(config, averaged=exported.averaged)),
     }
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
@@ -90,6 +90,16 @@ def write_exported(exported: Exported, folder: Path, *, card: str, half: bool = 
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def check_place(folder: Path) -> None:
+    """Refuses a place that is not free.
+
+    Raises:
+      ConfigError: it is there and no empty folder.
+    """
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
+        raise ConfigError(f"{folder} is there already: name a folder that is not, or is empty")
+
+
 def read_exported(folder: Path) -> Exported:
     """Reads such a folder.
 
@@ -100,6 +110,8 @@ def read_exported(folder: Path) -> Exported:
         values = parse_json(read_text(own(folder, CONFIG)), str(folder / CONFIG))
         config = _config(folder, values)
         tokenizer = _tokenizer(folder, values.get("tokenizer"))
+        if not (folder / SAFETENSORS).exists():
+            raise DataError(f"it holds no {SAFETENSORS}: take the folder again")
         weights = read_weights(folder)
     except (ConfigError, DataError) as error:
         raise CheckpointError(f"{folder} cannot be used: {error}") from error
@@ -113,17 +125,19 @@ def read_exported(folder: Path) -> Exported:
         part: unflat(tree, {name: jnp.asarray(weights[f"{part}/{name}"]) for name in flat(tree)})
         for part, tree in target.items()
     }
-    step, averaged = int(values.get("step", 0)), bool(values.get("averaged", True))
-    return Exported(config, tokenizer, found["params"], found["process"], step, averaged)
+    return Exported(config, tokenizer, found["params"], found["process"], values["step"], values["averaged"])
 
 
-def without_places(config: RunConfig) -> RunConfig:
-    """The config without paths of the machine it was trained on."""
+def _handed_on(config: RunConfig, *, averaged: bool) -> RunConfig:
+    """The config without paths of the machine it was trained on, and with the parameters that the folder holds."""
+    data = config.data
+    public = not data.path or (data.source == "hub" and not Path(data.path).exists())
     return replace(
         config,
-        data=replace(config.data, path=""),
+        data=replace(data, path=data.path if public else NO_PLACE),
         tokenizer=replace(config.tokenizer, model=""),
         training=replace(config.training, init_from=""),
+        sampling=replace(config.sampling, ema=averaged),
     )
 
 
@@ -135,9 +149,9 @@ def _config(folder: Path, values: Any) -> RunConfig:
             f"{CONFIG} has the format {values.get('format')!r}, and this version of dimba_jax reads {FORMAT}: "
             "install a newer one"
         )
-    step = values.get("step", 0)
-    if not isinstance(step, int) or isinstance(step, bool):
-        raise ConfigError(f"{CONFIG} has step={step!r}: expected a whole number")
+    for name, kind, what in (("step", int, "a whole number"), ("averaged", bool, "true or false")):
+        if type(values.get(name)) is not kind:
+            raise ConfigError(f"{CONFIG} has {name}={values.get(name)!r}: expected {what}")
     return from_config_dict(values["config"])
 
 

@@ -18,6 +18,7 @@ from dimba_jax.data.pieces import SentencePieceTokenizer, train_sentencepiece
 from dimba_jax.data.tokenizers import ByteTokenizer
 from dimba_jax.diffusion import make_process
 from dimba_jax.diffusion.gaussian import make_gaussian
+from dimba_jax.interop.exported import NO_PLACE
 from dimba_jax.models.build import make_denoiser
 from dimba_jax.sampling.generate import generate
 from dimba_jax.sampling.load import load
@@ -119,6 +120,9 @@ def test_parameters_as_trained(masked, tmp_path):
     assert texts(tmp_path / "raw") == texts(masked, ema=False) != texts(masked)
     with pytest.raises(CheckpointError, match="parameters as trained, without their average"):
         load(tmp_path / "raw", ema=True)
+    assert run(f"--checkpoint={tmp_path / 'raw'}", f"--output={tmp_path / 'again'}") == 0
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "raw" / "config.json").read_text()
+    assert "as trained" in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_a_model_can_be_exported_again(folder, tmp_path):
@@ -163,6 +167,8 @@ def test_nothing_is_overwritten(masked, folder, tmp_path, capsys):
     (tmp_path / "file").write_text("x")
     assert run(f"--checkpoint={masked}", f"--output={tmp_path / 'file'}") == 2
     (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert run(f"--checkpoint={masked}", f"--output={tmp_path / 'link'}") == 2
     assert run(f"--checkpoint={masked}", f"--output={tmp_path / 'empty'}") == 0
 
 
@@ -178,7 +184,7 @@ def weights(place, change):
 
 NAME = "params/head/kernel"
 DAMAGES = {
-    "no weights": (lambda at: (at / "model.safetensors").unlink(), "holds neither model.safetensors"),
+    "no weights": (lambda at: (at / "model.safetensors").unlink(), "holds no model.safetensors"),
     "a cut file": (
         lambda at: (at / "model.safetensors").write_bytes((at / "model.safetensors").read_bytes()[:-9]),
         "cannot be read as safetensors",
@@ -190,6 +196,7 @@ DAMAGES = {
     "a later format": (lambda at: edit(at, lambda v: v | {"format": 2}), "install a newer one"),
     "another library's": (lambda at: edit(at, lambda v: {"model_type": "bert"}), "is not what"),
     "no step": (lambda at: edit(at, lambda v: v | {"step": "x"}), "expected a whole number"),
+    "no word of averages": (lambda at: edit(at, lambda v: v | {"averaged": "no"}), "expected true or false"),
     "no JSON": (lambda at: (at / "config.json").write_text("{"), "not JSON"),
     "no tokenizer": (lambda at: edit(at, lambda v: v | {"tokenizer": "sentencepiece"}), "tokenizer.model is missing"),
     "a strange tokenizer": (lambda at: edit(at, lambda v: v | {"tokenizer": ["x"]}), "expected 'sentencepiece'"),
@@ -241,5 +248,16 @@ def test_a_report_of_something_else(folder, tmp_path, capsys):
 
 def test_the_config_is_that_of_the_run(folder):
     config = load(folder).config
-    assert config.data.path == ""
+    assert config.data.path == NO_PLACE
     assert dataclasses.replace(config, data=dataclasses.replace(config.data, path=DATA["path"])) == MASKED
+
+
+def test_data_that_stayed_behind_is_not_replaced_by_other_data(tmp_path, capsys):
+    """A model of text without a path reads the standard library's source."""
+    values = to_dict(MASKED)
+    values["data"] |= {"source": "text", "source_length": 0, "target_length": 8}
+    saved(tmp_path / "run", from_config_dict(values), ByteTokenizer())
+    assert run(f"--checkpoint={tmp_path / 'run'}", f"--output={tmp_path / 'model'}") == 0
+    options = [f"--checkpoint={tmp_path / 'model'}", "--task=likelihood", "--draws=1"]
+    assert evaluate.main(["evaluate", *options]) == 2
+    assert NO_PLACE in capsys.readouterr().err

@@ -84,6 +84,15 @@ def test_the_surest_become_anchors(run, table, score):
     assert int(result.network_calls) == 4
 
 
+def test_guidance_tells_both_calls_what_is_an_anchor(run):
+    seen = []
+    run(seen, guidance=2.0)
+    masks = [still for _, still, _ in seen]
+    assert len(masks) == 8
+    for one, other in zip(masks[::2], masks[1::2], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("steps, shares", [(2, [4, 2]), (3, [4, 3, 1]), (8, [4, 4, 3, 2, 2, 2, 1, 0])])
 def test_every_step_writes_its_share(run, steps, shares):
     seen = []

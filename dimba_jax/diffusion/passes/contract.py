@@ -77,12 +77,13 @@ def draw(key: PRNGKeyArray, timesteps: TimestepSampler, process: Process, rows: 
 
 
 def _anchors(key: PRNGKeyArray, rows: int, config: RunConfig) -> Bool[Array, "b l"]:
-    """In `anchor_prob` of the rows each position of the target with a probability of the row's own."""
+    """In `anchor_prob` of the rows each position of the target with a probability of the row's own, but never all."""
     coin_key, share_key, position_key = jax.random.split(key, 3)
     data = config.data
     share = jax.random.uniform(share_key, (rows,))
     share = jnp.where(jax.random.bernoulli(coin_key, config.process.anchor_prob, (rows,)), share, 0.0)
-    chosen = jax.random.uniform(position_key, (rows, data.target_length)) < share[:, None]
+    height = jax.random.uniform(position_key, (rows, data.target_length))
+    chosen = height < jnp.minimum(share, jnp.max(height, axis=1))[:, None]
     return jnp.pad(chosen, ((0, 0), (data.source_length, 0)))
 
 

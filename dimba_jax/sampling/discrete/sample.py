@@ -129,6 +129,15 @@ def check_settings(config: RunConfig, settings: SamplingConfig) -> None:
             "length='first' is for masked models of pairs that write the whole row at once: use length='model'",
         ),
         (
+            s.length == "first" and s.end_bias != 0.0,
+            f"end_bias={s.end_bias}: with length='first' the length is chosen before; set length_bias in its place",
+        ),
+        (
+            s.anchors or s.mean_temperature != 1.0,
+            f"anchors={s.anchors} and mean_temperature={s.mean_temperature} are for Gaussian diffusion: "
+            "set False and 1",
+        ),
+        (
             s.reuse_logits and config.process.time_conditioning and kind == "masked",
             "reuse_logits needs a model trained with process.time_conditioning=False: logits change with t otherwise",
         ),

@@ -7,6 +7,7 @@ import pytest
 from known_network import MASK, SOURCE, TABLE, TARGET, VOCAB, Known, config_of, rows, run, text_config, watched
 
 from dimba_jax.data.tokenizers import EOS, PAD
+from dimba_jax.errors import ConfigError
 from dimba_jax.sampling.discrete.full import chosen_length
 
 SETTINGS = [
@@ -110,7 +111,7 @@ def test_gaps_are_filled_with_words():
 WHOLE, BLOCKS = {"sampler": "confidence"}, {"sampler": "confidence", "block_size": 3}
 
 
-@pytest.mark.parametrize("settings", [WHOLE, BLOCKS, BLOCKS | {"sampler": "ancestral"}, WHOLE | {"length": "first"}])
+@pytest.mark.parametrize("settings", [WHOLE, BLOCKS, BLOCKS | {"sampler": "ancestral"}])
 def test_a_bias_against_the_end_makes_texts_longer(settings):
     table = TABLE.copy()
     table[:, [PAD, EOS]] += 20.0
@@ -118,10 +119,15 @@ def test_a_bias_against_the_end_makes_texts_longer(settings):
         (np.asarray(run(config_of(), network=Known(SOURCE, table), end_bias=bias, **settings).tokens) > EOS)[:, SOURCE:]
         for bias in (0.0, -40.0)
     ]
-    if settings.get("length") == "first":  # which is chosen without it
-        np.testing.assert_array_equal(*words)
-    else:
-        assert not words[0].any() and words[1].all()
+    assert not words[0].any() and words[1].all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"length": "first", "end_bias": -1.0}, {"anchors": True}, {"mean_temperature": 0.5}]
+)
+def test_settings_without_a_meaning_are_refused(settings):
+    with pytest.raises(ConfigError, match="in its place|are for Gaussian diffusion"):
+        run(config_of(), sampler="confidence", **settings)
 
 
 def test_length_is_chosen_from_the_probability_of_padding():
