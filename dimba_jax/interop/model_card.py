@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,10 +41,11 @@ def model_card(
         f"pipeline_tag: {'text2text-generation' if pairs else 'text-generation'}",
     ]
     front += [f"license: {license}"] * (license is not None)
-    front += ["tags:", *(f"- {tag}" for tag in ("diffusion", "jax", *dict.fromkeys(config.model.pattern))), "---"]
+    kind = "autoregressive" if config.process.kind == "autoregressive" else "diffusion"
+    front += ["tags:", *(f"- {tag}" for tag in (kind, "jax", *dict.fromkeys(config.model.pattern))), "---"]
     prompt = '"How do I learn to swim?"' if pairs else '"Once upon a time"'
     use = [
-        f"    python -m dimba_jax.sample --checkpoint={name} --prompt={prompt}",
+        f"    python -m dimba_jax.sample --checkpoint={shlex.quote(name)} --prompt={prompt}",
         "",
         "or from Python:",
         "",
@@ -86,7 +88,7 @@ def _training(config: RunConfig, step: int, averaged: bool) -> list[str]:
         "steps": f"{step:,} of {t.batch_size:,} rows",
         "data": f"source {config.data.source!r}, normalised by {config.data.normalize!r}",
         "tokens": f"{config.tokenizer.kind}, at most {config.tokenizer.vocab_size:,}",
-        "noise": f"{p.schedule} schedule",
+        "noise": "none" if p.kind == "autoregressive" else f"{p.schedule} schedule",
         "optimizer": f"AdamW, {o.learning_rate:g} ({o.schedule}), weight decay {o.weight_decay:g}",
         "parameters": f"averaged with decay {o.ema_decay:g}" if averaged else "as trained",
         "seed": config.seed,

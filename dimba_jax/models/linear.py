@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from dimba_jax.config import ModelConfig
 
 # bytes of a part, over all devices, from which on its matmul is kept apart. A training step with parts of 30 MiB and
-# more was .7 and 1.3% faster so (experiments/throughput); of smaller ones XLA may make one matmul
+# more was .3 and 1.3% faster so (experiments/throughput); of smaller ones XLA may make one matmul
 APART = 24 << 20
 ALIGNED = 8  # columns: rows of 16 bytes in bfloat16, without which a GPU's matmuls take a third of their speed
 

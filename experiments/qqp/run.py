@@ -7,9 +7,9 @@
 DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a recipe of configs/, whose sampling settings
 were chosen on the validation split. Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is
 told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
-start to end, compilation, validation and checkpoints included, over all starts. --calls scores one sample for each
-number of sampling steps. Flags as --config.training.steps=100 are handed on to training. Sentences a second are those
-of a second round of sampling, whose programs are compiled.
+start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too).
+--calls scores one sample for each number of sampling steps. Flags as --config.training.steps=100 are handed on to
+training. Sentences a second are those of a second round of sampling, whose programs are compiled.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def train(options: argparse.Namespace, workdir: Path) -> bool:
     config = f"{CONFIGS / recipe}.py" + (f":{variant}" if variant else "")
     command = [sys.executable, "-m", "dimba_jax.train", f"--config={config}", f"--workdir={workdir}"]
     command += [f"--config.data.path={options.data}", f"--seed={options.seed}", *options.settings]
+    wall = workdir / WALL
+    spent = json.loads(wall.read_text()) if wall.exists() else []
     began = time.monotonic()
     process = subprocess.Popen(command)
     try:
@@ -55,11 +57,10 @@ def train(options: argparse.Namespace, workdir: Path) -> bool:
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)  # it saves first
         status, done = process.wait(), False
+    finally:
+        wall.write_text(json.dumps([*spent, time.monotonic() - began]) + "\n")
     if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
         raise SystemExit(f"training ended with status {status}")
-    wall = workdir / WALL
-    spent = json.loads(wall.read_text()) if wall.exists() else []
-    wall.write_text(json.dumps([*spent, time.monotonic() - began]) + "\n")
     return done
 
 
@@ -74,6 +75,8 @@ def score(options: argparse.Namespace, workdir: Path) -> list[dict[str, Any]]:
     from dimba_jax.sampling.load import load
 
     model = load(workdir)
+    if model.step < model.config.training.steps:
+        raise SystemExit(f"{workdir} is at step {model.step} of {model.config.training.steps}: run without --calls")
     data = dataclasses.replace(model.config.data, path=str(options.data))
     examples = load_split(data, options.split)[: options.limit]
     known = [text for split in ("train", "valid") for e in load_split(data, split) for text in (e.source, *e.targets)]
@@ -136,7 +139,7 @@ def unselected(workdir: Path, examples: list[Any], texts: list[str], count: int 
 
 def key(line: dict[str, Any]) -> tuple[Any, ...]:
     """What a line is the figure of: one measured again takes the place of the one before."""
-    names = ("system", "split", "subset", "mbr", "seed", "network_calls", "curve")
+    names = ("system", "split", "subset", "rows", "mbr", "seed", "network_calls", "curve")
     return tuple(line.get(name) for name in names)
 
 
