@@ -131,10 +131,9 @@ def read_exported(folder: Path) -> Exported:
 def _handed_on(config: RunConfig, *, averaged: bool) -> RunConfig:
     """The config without paths of the machine it was trained on, and with the parameters that the folder holds."""
     data = config.data
-    public = not data.path or (data.source == "hub" and not Path(data.path).exists())
     return replace(
         config,
-        data=replace(data, path=data.path if public else NO_PLACE),
+        data=replace(data, path=NO_PLACE if data.path else ""),
         tokenizer=replace(config.tokenizer, model=""),
         training=replace(config.training, init_from=""),
         sampling=replace(config.sampling, ema=averaged),
