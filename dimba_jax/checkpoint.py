@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 from dimba_jax import digests, leftovers, parallel, write_errors
 from dimba_jax.errors import CheckpointError, UserError
 from dimba_jax.intact import IntactSteps
-from dimba_jax.leaves import differences, flat_parts, placed, shapes, unflat
+from dimba_jax.leaves import differences, flat_parts, listed, placed, shapes, unflat
 from dimba_jax.progress import announce
 
 FOLDER = "checkpoints"
@@ -295,7 +295,5 @@ class Checkpoints:
         stored = self._read_json("arrays", step)
         for name, leaves in wanted.items():
             if differ := differences(stored.get(name, {}), shapes(leaves)):
-                more = [f"… and {len(differ) - 5} more"] * (len(differ) > 5)
                 what = f"{self.folder / str(step) / name} is of another model ({len(differ)} arrays differ)"
-                lines = "\n  ".join(["use the config it was trained with", *differ[:5], *more])
-                raise CheckpointError(f"{what}: {lines}")
+                raise CheckpointError(f"{what}: use the config it was trained with\n  {listed(differ)}")

@@ -108,6 +108,11 @@ def check(c: RunConfig) -> None:
         f"config.process.anchor_prob={p.anchor_prob}: with model.context='none' nothing tells clean positions from "
         "noised ones; set 0",
     )
+    need(
+        p.loss_on_padding or p.anchor_prob == 0.0,
+        f"config.process.anchor_prob={p.anchor_prob}: with loss_on_padding=False a row's anchors may be all that "
+        "counts; set loss_on_padding=True, or anchor_prob=0",
+    )
     _check_gaussian_sampling(c, need)
     need(
         m.context != "none" or m.pooled_prompt,

@@ -11,6 +11,7 @@ this machine. Nothing in it is executed when it is read. The card has the tables
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: flags.FlagValues) -> None:
     folder = Path(options.output).absolute()
+    if options.license is not None and not re.fullmatch(r"[A-Za-z0-9.+-]+", options.license):
+        raise ConfigError(f"--license={options.license!r}: give an identifier, as apache-2.0 or other")
     tables = [_table(Path(report)) for report in options.reports]
 
     import jax  # here: --help and wrong options need no JAX

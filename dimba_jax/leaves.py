@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,12 @@ def flat_parts(parts: Mapping[str, PyTree]) -> dict[str, dict[str, Any]]:
 def unflat(tree: PyTree, leaves: Mapping[str, Any]) -> PyTree:
     """The inverse of `flat`, in the form of `tree`."""
     return jax.tree.unflatten(jax.tree.structure(tree), [leaves[name] for name in flat(tree)])
+
+
+def listed(lines: Sequence[str], shown: int = 5) -> str:
+    """The first lines, indented, and how many more there are."""
+    more = [f"… and {len(lines) - shown} more"] * (len(lines) > shown)
+    return "\n  ".join([*lines[:shown], *more])
 
 
 def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:

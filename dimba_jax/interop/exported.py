@@ -26,11 +26,11 @@ from dimba_jax.diffusion import make_process
 from dimba_jax.diffusion.process import Process
 from dimba_jax.errors import CheckpointError, ConfigError
 from dimba_jax.interop.weight_files import SAFETENSORS, own, read_weights
-from dimba_jax.leaves import differences, flat, flat_parts, shapes, unflat
+from dimba_jax.leaves import differences, flat, flat_parts, listed, shapes, unflat
 from dimba_jax.models.build import abstract_denoiser
 
 CONFIG, CARD = "config.json", "README.md"
-NO_PLACE = "DATA_PATH_WAS_NOT_EXPORTED"  # no such file: what reads data says so, and --data_path takes its place
+NO_PLACE = "PATH_WAS_NOT_EXPORTED"  # no such file: what reads data says so, and --data_path takes its place
 FORMAT = 1  # a change that older versions would misread raises it
 LIBRARY = "dimba_jax"
 
@@ -119,8 +119,8 @@ def read_exported(folder: Path) -> Exported:
     target = {"params": nnx.to_pure_dict(abstract), "process": make_process(config.process, tokenizer.vocab_size)}
     wanted = {f"{part}/{name}": leaf for part, leaves in flat_parts(target).items() for name, leaf in leaves.items()}
     if differ := differences(shapes(weights), shapes(wanted)):
-        lines = "\n  ".join(differ[:5] + [f"… and {len(differ) - 5} more"] * (len(differ) > 5))
-        raise CheckpointError(f"{folder / SAFETENSORS} is not of the model in {CONFIG}: take both again\n  {lines}")
+        what = f"{folder / SAFETENSORS} is not of the model in {CONFIG}"
+        raise CheckpointError(f"{what}: take both again\n  {listed(differ)}")
     found = {
         part: unflat(tree, {name: jnp.asarray(weights[f"{part}/{name}"]) for name in flat(tree)})
         for part, tree in target.items()
@@ -135,7 +135,7 @@ def _handed_on(config: RunConfig, *, averaged: bool) -> RunConfig:
         config,
         data=replace(data, path=NO_PLACE if data.path else ""),
         tokenizer=replace(config.tokenizer, model=""),
-        training=replace(config.training, init_from=""),
+        training=replace(config.training, init_from=NO_PLACE if config.training.init_from else ""),
         sampling=replace(config.sampling, ema=averaged),
     )
 

@@ -53,6 +53,8 @@ def scores(lines: list[Line], subset: str) -> str:
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for (system, size), group in grouped(chosen).items():
         cells = [cell(group, name, digits) for name, (_, digits) in FIGURES.items()]
+        if len({line["rows"] for line in group}) > 1:
+            raise SystemExit(f"{system}: lines of different numbers of rows are no seeds of one figure")
         rows.append(f"| {system} | {size} | {len(group)} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

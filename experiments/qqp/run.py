@@ -9,7 +9,8 @@ were chosen on the validation split. Training is `python -m dimba_jax.train` in 
 told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
 start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too).
 --calls scores one sample for each number of sampling steps. Flags as --config.training.steps=100 are handed on to
-training. Sentences a second are those of a second round of sampling, whose programs are compiled.
+training. Sentences a second are those of one sample each in a second round, whose programs are compiled. A line that
+is measured again takes the place of the one before.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def score(options: argparse.Namespace, workdir: Path) -> list[dict[str, Any]]:
 
     model = load(workdir)
     if model.step < model.config.training.steps:
-        raise SystemExit(f"{workdir} is at step {model.step} of {model.config.training.steps}: run without --calls")
+        print(f"{workdir} is at step {model.step} of {model.config.training.steps}: run again, without --calls")
+        raise SystemExit(UNFINISHED)
     data = dataclasses.replace(model.config.data, path=str(options.data))
     examples = load_split(data, options.split)[: options.limit]
     known = [text for split in ("train", "valid") for e in load_split(data, split) for text in (e.source, *e.targets)]
@@ -113,7 +115,7 @@ def score(options: argparse.Namespace, workdir: Path) -> list[dict[str, Any]]:
                     | {"subset": subset, "rows": count, "mbr": size, "network_calls": figures["network_calls"]}
                     | {name: figures[name] for name in FIGURES}
                     | {
-                        "sentences_per_s": round(a_second / size, 2),
+                        "sentences_per_s": round(a_second, 2) if size == 1 else None,
                         "steps": settings.steps,
                         "curve": bool(options.calls),
                     }
@@ -139,8 +141,8 @@ def unselected(workdir: Path, examples: list[Any], texts: list[str], count: int 
 
 def key(line: dict[str, Any]) -> tuple[Any, ...]:
     """What a line is the figure of: one measured again takes the place of the one before."""
-    names = ("system", "split", "subset", "rows", "mbr", "seed", "network_calls", "curve")
-    return tuple(line.get(name) for name in names)
+    steps = line.get("steps") if line.get("curve") else None  # without, a line is of the recipe's own settings
+    return steps, *(line.get(name) for name in ("system", "split", "subset", "mbr", "seed", "curve"))
 
 
 def keep(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -167,10 +169,13 @@ def main() -> None:
     parser.add_argument("--mbr", type=numbers, default=[1, 10], help="numbers of samples to choose among")
     parser.add_argument("--calls", type=numbers, default=[], help="score one sample with each of these steps instead")
     parser.add_argument("--batch_size", type=int, default=2500, help="rows of a sampling call")
-    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    parser.add_argument("--results", type=Path, help="results.json beside this script unless given")
     options, options.settings = parser.parse_known_args()
     if wrong := [flag for flag in options.settings if not flag.startswith("--config.")]:
         parser.error(f"unknown: {' '.join(wrong)}; flags that begin with --config. are those of train")
+    if options.limit and not options.results:
+        parser.error("--limit scores a part of the rows: name another file with --results")
+    options.results = options.results or HERE / "results.json"
     workdir = options.work / f"{options.system.replace(' ', '_')}-{options.seed}"
     workdir.mkdir(parents=True, exist_ok=True)
     if not options.calls and not train(options, workdir):

@@ -148,9 +148,20 @@ def test_nothing_of_the_machine_is_in_it(folder):
     for path in folder.iterdir():
         assert b"somebody" not in path.read_bytes(), path
     card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| started from | random weights |" in card
     assert card.startswith("---\nlibrary_name: dimba_jax\n") and "license:" not in card
     assert "Masked (absorbing) diffusion on a bidirectional (untied) Mamba and attention network: 2 layers" in card
     assert f"--checkpoint={folder.name} " in card
+
+
+def test_the_card_tells_of_pretrained_weights(tmp_path):
+    values = to_dict(MASKED)
+    values["training"] |= {"init_from": "/home/somebody/mamba2"}
+    saved(tmp_path / "run", from_config_dict(values), ByteTokenizer())
+    for source, place in (("run", "model"), ("model", "again")):
+        assert run(f"--checkpoint={tmp_path / source}", f"--output={tmp_path / place}") == 0
+        text = (tmp_path / place / "README.md").read_text()
+        assert "pretrained weights, whose terms apply too" in text and "somebody" not in text
 
 
 def test_a_step_that_is_not_there(folder):
@@ -230,6 +241,7 @@ def test_a_tokenizer_elsewhere_is_not_followed(gaussian, tmp_path):
         (["--checkpoint=W"], "--output is missing"),
         (["--checkpoint=W", "--output=x", "--dtype=float16"], "float16"),
         (["--checkpoint=W", "--output=x", "--reports=nowhere.json"], "nowhere.json: no such file"),
+        (["--checkpoint=W", "--output=x", "--license=a: b"], "give an identifier"),
         (["--checkpoint=nowhere", "--output=x"], "holds no checkpoint"),
     ],
 )

@@ -149,6 +149,7 @@ def test_a_bias_against_the_end_makes_texts_longer(run):
         ({}, {"anchors": True}, "trained with process.anchor_prob > 0"),
         ({"anchor_prob": 0.5}, {"anchors": True, "early_exit": 2}, "no step is superfluous"),
         ({"anchor_prob": 1.5}, {}, "must lie in"),
+        ({"anchor_prob": 0.5, "loss_on_padding": False}, {}, "may be all that counts"),
         ({}, {"mean_temperature": 0.5}, "is for process.prediction='logits'"),
         ({"prediction": "logits"}, {"mean_temperature": 0.0}, "must be positive"),
         ({}, {"end_bias": -1.0}, "that predict tokens"),
