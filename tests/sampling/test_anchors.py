@@ -38,7 +38,7 @@ class Logits(nnx.Module):
         return self.table()[tokens]
 
     def encode(self, tokens, target, valid, keep=None, *, key=None):
-        return target
+        return jnp.array(target)
 
     def narrowed(self, condition, target):
         return target
@@ -88,7 +88,7 @@ def test_guidance_tells_both_calls_what_is_an_anchor(run):
     seen = []
     run(seen, guidance=2.0)
     masks = [still for _, still, _ in seen]
-    assert len(masks) == 8
+    assert [int(still[0].sum()) for still in masks] == [4, 4, 3, 3, 2, 2, 1, 1]
     for one, other in zip(masks[::2], masks[1::2], strict=True):
         np.testing.assert_array_equal(one, other)
 

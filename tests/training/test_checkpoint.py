@@ -9,6 +9,7 @@ from flax import nnx
 from dimba_jax import parallel
 from dimba_jax.checkpoint import CheckpointError, Checkpoints
 from dimba_jax.config import MeshConfig
+from dimba_jax.leaves import listed
 
 
 class Layer(nnx.Module):
@@ -90,6 +91,11 @@ def test_another_model_is_refused_by_name(tmp_path):
     assert "is of another model (2 arrays differ)" in str(error.value)
     assert "inner/kernel: float32[2,3] on disk, float32[2,7] expected" in str(error.value)
     assert "extra: nothing on disk, float32[] expected" in str(error.value)
+
+
+def test_of_many_differences_the_first_are_shown():
+    assert listed(["a", "b"]) == "a\n  b"
+    assert listed(list("abcdefg")) == "a\n  b\n  c\n  d\n  e\n  … and 2 more"
 
 
 def test_a_save_is_of_the_moment(tmp_path):
