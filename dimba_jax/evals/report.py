@@ -17,6 +17,7 @@ from dimba_jax.data.normalize import normalize
 from dimba_jax.evals.bleu import Ngrams, sentence_bleu
 from dimba_jax.evals.metrics import distinct, ibleu, rouge_l, self_bleu
 from dimba_jax.evals.records import Record, SourceAndTargets, make_records, record_line
+from dimba_jax.evals.sari import Edits, edits, sari
 from dimba_jax.progress import progress
 from dimba_jax.sampling.mbr import mbr_choice
 
@@ -34,6 +35,7 @@ class ScoredRow:
     record: Record
     chosen: Mapping[int, int]
     systems: Mapping[str, Scores]
+    edits: Mapping[str, Edits]  # of each system, for SARI; empty where it is not scored
 
     def to_line(self) -> str:
         """A line of the per-example file."""
@@ -72,7 +74,8 @@ def score_rows(
 ) -> list[ScoredRow]:
     """Scores every record: "model" is the first sample, "model_mbrK" the choice among the first K.
 
-    Diversity (self_bleu, div4) is over all samples for "model", over the K for "model_mbrK".
+    Diversity (self_bleu, div4) is over all samples for "model", over the K for "model_mbrK". SARI is scored if any row
+    has several references, as those of simplification have.
 
     Raises:
       ValueError: there are no records, or one has other than the expected number of samples.
@@ -80,10 +83,11 @@ def score_rows(
     if not records:
         raise ValueError("there are no rows to score")
     sizes = _mbr_sizes(records, mbr)
+    with_sari = any(len(record.references) > 1 for record in records)
     rows = []
     with progress(len(records), "score", enabled=show_progress) as bar:
         for record in records:
-            rows.append(_score_row(record, sizes))
+            rows.append(_score_row(record, sizes, with_sari))
             bar.update(1)
     if bertscore is not None:
         _add_bertscore(rows, bertscore)
@@ -104,7 +108,7 @@ def _mbr_sizes(records: Sequence[Record], mbr: Sequence[int] | None) -> tuple[in
     return tuple(sorted(set(sizes)))
 
 
-def _score_row(record: Record, sizes: Sequence[int]) -> ScoredRow:
+def _score_row(record: Record, sizes: Sequence[int], with_sari: bool) -> ScoredRow:
     source = _Text.of(record.source)
     references = [_Text.of(text) for text in record.references]
     samples = [_Text.of(text) for text in record.samples]
@@ -120,7 +124,10 @@ def _score_row(record: Record, sizes: Sequence[int]) -> ScoredRow:
             "network_calls": calls,
         }
     systems["copy"] = _scores(source, references, source) | {"network_calls": 0}
-    return ScoredRow(record, chosen, systems)
+    outputs = {system_name(k): samples[index] for k, index in chosen.items()} | {"copy": source}
+    wanted = [reference.ngrams for reference in references]
+    counts = {name: edits(output.ngrams, source.ngrams, wanted) for name, output in outputs.items() if with_sari}
+    return ScoredRow(record, chosen, systems, counts)
 
 
 def system_name(k: int) -> str:
@@ -167,6 +174,7 @@ def _add_bertscore(rows: Sequence[ScoredRow], bertscore: BertScore) -> None:
 def make_report(rows: Sequence[ScoredRow], split: str, metadata: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Means over rows: {"split", "rows", "systems": {name: metrics}, "unseen_rows", "unseen", "metadata"}.
 
+    SARI is no mean: it is of the rows' counts together.
     A figure that cannot be computed (self_bleu of a single sample; anything of no rows) is None, never 0.
     "unseen" is None if it is not known which rows are unseen.
     """
@@ -175,18 +183,22 @@ def make_report(rows: Sequence[ScoredRow], split: str, metadata: Mapping[str, An
     return {
         "split": split,
         "rows": len(rows),
-        "systems": _means(rows, rows[0].systems),
+        "systems": _means(rows, rows[0]),
         "unseen_rows": len(unseen) if known else None,
-        "unseen": _means(unseen, rows[0].systems) if known else None,
+        "unseen": _means(unseen, rows[0]) if known else None,
         "metadata": dict(metadata or {}),
     }
 
 
-def _means(rows: Sequence[ScoredRow], systems: Mapping[str, Scores]) -> dict[str, Scores]:
-    return {
+def _means(rows: Sequence[ScoredRow], like: ScoredRow) -> dict[str, Scores]:
+    """Of the systems and metrics that the row `like` has."""
+    means: dict[str, Scores] = {
         name: {metric: _mean([row.systems[name][metric] for row in rows]) for metric in metrics}
-        for name, metrics in systems.items()
+        for name, metrics in like.systems.items()
     }
+    for name in like.edits:
+        means[name]["sari"] = _rounded(sari(sum(row.edits[name] for row in rows))) if rows else None
+    return means
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

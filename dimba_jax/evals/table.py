@@ -10,6 +10,7 @@ COLUMNS = {
     "rouge_l": "ROUGE-L",
     "ibleu": "iBLEU",
     "bleu_source": "BLEU-src",
+    "sari": "SARI",
     "dist1": "dist-1",
     "self_bleu": "self-BLEU",
     "div4": "div-4",
