@@ -11,6 +11,7 @@ or another set in that form: with SQuAD's sentences, name the files, as in
 Hardware: one H200 (or another GPU with bfloat16). Time and score: not measured yet.
 
 Variants:
+  :masked  DiffuMamba: masked diffusion in place of Gaussian, no prompt encoder
   :smoke   the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 """
 
@@ -23,7 +24,7 @@ from dimba_jax.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from dimba_jax.recipes import choose, smoke
+from dimba_jax.recipes import choose, masked, smoke
 
 FULL = RunConfig(
     name="qg",
@@ -49,4 +50,4 @@ FULL = RunConfig(
 
 
 def get_config(arg: str = ""):
-    return choose(arg, {"": FULL, "smoke": smoke(FULL)})
+    return choose(arg, {"": FULL, "masked": masked(FULL), "smoke": smoke(FULL)})

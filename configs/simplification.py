@@ -12,6 +12,7 @@ Copying the source is hard to beat in this task, too: on ASSET's 2,000 sentences
 .932, iBLEU .546 and SARI .228. `evaluate` scores SARI where rows have several references.
 
 Variants:
+  :masked  DiffuMamba: masked diffusion in place of Gaussian, no prompt encoder
   :smoke   the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 """
 
@@ -24,7 +25,7 @@ from dimba_jax.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from dimba_jax.recipes import choose, smoke
+from dimba_jax.recipes import choose, masked, smoke
 
 FULL = RunConfig(
     name="simplification",
@@ -50,4 +51,4 @@ FULL = RunConfig(
 
 
 def get_config(arg: str = ""):
-    return choose(arg, {"": FULL, "smoke": smoke(FULL)})
+    return choose(arg, {"": FULL, "masked": masked(FULL), "smoke": smoke(FULL)})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dimba_jax.config import ConfigError, RunConfig, to_config_dict
+from dimba_jax.config import ConfigError, ProcessConfig, RunConfig, SamplingConfig, to_config_dict
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -37,6 +37,19 @@ def autoregressive(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
     twin = with_model(config, suffix, direction="causal", **model)
     process = replace(config.process, kind="autoregressive", weighting="elbo")  # weights are of masked positions
     return replace(twin, process=process)
+
+
+def masked(config: RunConfig, suffix: str = "masked") -> RunConfig:
+    """DiffuMamba on the pairs of a Gaussian recipe: tokens are masked, and no encoder reads the prompt beside them."""
+    twin = with_model(
+        config, suffix, prompt_encoder="none", pooled_prompt=False, context="clean", modulation="adaln_zero",
+        self_conditioning=False, dropout=0.1,
+    )  # fmt: skip
+    return replace(
+        twin,
+        process=ProcessConfig(kind="masked", schedule="log_linear", weighting="linear", label_smoothing=0.1),
+        sampling=SamplingConfig(sampler="confidence", score="margin", steps=16, temperature=0.0),
+    )
 
 
 def tiny(config: RunConfig, suffix: str = "tiny", *, steps: int, learning_rate: float) -> RunConfig:

@@ -39,8 +39,16 @@ def combinations(grid: str) -> list[dict[str, object]]:
         name, _, values = axis.partition("=")
         if name not in defaults:
             raise app.UsageError(f"--grid names {name!r}; the settings are {', '.join(defaults)}")
-        axes.append([(name, type(defaults[name])(value)) for value in values.split(",")])
+        axes.append([(name, _value(value, type(defaults[name]))) for value in values.split(",")])
     return [dict(choice) for choice in itertools.product(*axes)]
+
+
+def _value(text: str, kind: type) -> object:
+    if kind is not bool:
+        return kind(text)
+    if text not in ("True", "False"):
+        raise app.UsageError(f"--grid has {text!r} where True or False belongs")
+    return text == "True"
 
 
 def main(argv: list[str]) -> None:

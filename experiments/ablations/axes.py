@@ -1,0 +1,99 @@
+"""What is varied: DIMBA is trained once for each line, which names the settings that differ from the base.
+
+A base is a recipe and the settings that make DIMBA of it, small. Both have the prompt encoder, FiLM and the clean
+prompt in the sequence, so that a run means the same over either.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Settings = dict[str, object]
+
+
+class Base(NamedTuple):
+    recipe: str
+    settings: Settings
+    rows: int  # of the validation split that are sampled
+
+
+class Run(NamedTuple):
+    axis: str
+    name: str
+    settings: Settings
+    sampling: tuple[str, ...] = ("",)  # grids of experiments/sweep.py; "" is the recipe's own sampling
+
+
+DIMBA: Settings = {
+    "model.prompt_encoder": "mixer", "model.prompt_layers": 1, "model.pooled_prompt": True, "model.context": "clean",
+    "training.valid_every": 0,
+}  # fmt: skip
+BASES = {
+    # two CPU cores: one or two minutes a run
+    "generated": Base("quickstart", DIMBA | {"training.steps": 500}, 600),
+    # one GPU
+    "qqp": Base(
+        "qqp",
+        DIMBA
+        | {"model.d_model": 384, "model.layers": 4, "model.dropout": 0.1, "training.steps": 3000}
+        | {"sampling.batch_size": 2048},
+        2048,
+    ),
+}
+
+X0: Settings = {"process.prediction": "x0", "process.mse_weight": 1.0, "model.head": "tied"}
+COSINE: Settings = {"process.schedule": "cosine", "process.noise_scale": 2.0}
+
+
+def schedule(name: str, noise_scale: float, **more: object) -> Settings:
+    return {"process.schedule": name, "process.noise_scale": noise_scale} | {f"process.{k}": v for k, v in more.items()}
+
+
+def prompt(encoder: bool, pooled: bool, context: str) -> Settings:
+    return {
+        "model.prompt_encoder": "mixer" if encoder else "none",
+        "model.pooled_prompt": pooled,
+        "model.context": context,
+    }
+
+
+STEPS = "steps=5,10,20,50,100"
+RUNS = (
+    Run("base", "base", {}),
+    Run("sampler", "base", {}, (
+        f"{STEPS};sampler=ddim;eta=0", f"{STEPS};sampler=ddim;eta=1", f"{STEPS};sampler=dpmpp", f"{STEPS};sampler=ddpm",
+    )),
+    Run("noise schedule", "learned, noise x 1", schedule("learned", 1.0)),
+    Run("noise schedule", "sqrt, noise x 1", schedule("sqrt", 1.0)),
+    Run("noise schedule", "sqrt, noise x 2", schedule("sqrt", 2.0)),
+    Run("noise schedule", "sqrt, noise x 2, zero-terminal", schedule("sqrt", 2.0, zero_terminal_snr=True)),
+    Run("noise schedule", "cosine, noise x 1", schedule("cosine", 1.0)),
+    Run("noise schedule", "cosine, noise x 2", schedule("cosine", 2.0)),
+    Run("noise schedule", "cosine, noise x 4", schedule("cosine", 4.0)),
+    Run("noise schedule", "linear, noise x 1", schedule("linear", 1.0)),
+    Run("noise schedule", "linear, noise x 2", schedule("linear", 2.0)),
+    Run("noise schedule", "linear, noise x 2, zero-terminal", schedule("linear", 2.0, zero_terminal_snr=True)),
+    Run("conditioning", "in sequence alone", prompt(False, False, "clean")),
+    Run("conditioning", "in sequence, encoded", prompt(True, False, "encoder")),
+    Run("conditioning", "in sequence, encoded, and pooled in FiLM", prompt(True, True, "encoder")),
+    Run("conditioning", "pooled in FiLM alone", prompt(True, True, "none")),
+    Run("conditioning", "both, additive", {"model.modulation": "additive"}),
+    Run("conditioning", "both, AdaLN-zero", {"model.modulation": "adaln_zero"}),
+    Run("prediction", "x0", X0),
+    Run("prediction", "x0, cosine x 2", X0 | COSINE),
+    Run("prediction", "v, cosine x 2", X0 | COSINE | {"process.prediction": "v"}),
+    Run("prediction", "epsilon, cosine x 2", 
+        X0 | COSINE | {"process.prediction": "epsilon", "process.min_snr_gamma": 5.0}),
+    Run("self-conditioning", "without", {"model.self_conditioning": False}),
+    Run("loss", "on the prompt, too", {"process.loss_on": "all"}),
+    Run("loss", "not on padding", {"process.loss_on_padding": False}),
+    Run("direction", "causal", {"model.direction": "causal"}),
+    Run("direction", "both, tied", {"model.direction": "tied"}),
+    Run("direction", "both, untied", {"model.direction": "untied"}),
+    Run("direction", "both, shared", {"model.direction": "shared"}),
+    Run("mixer", "Mamba, tied", {"model.pattern": ("mamba",), "model.direction": "tied"}),
+    Run("mixer", "attention and Mamba-2", {"model.pattern": ("attention", "mamba2")}),
+    Run("mixer", "attention", {"model.pattern": ("attention",)}),
+    Run("guidance", "prompt left out of a tenth", {"process.condition_dropout": 0.1}, ("guidance=1,1.5,2,3",)),
+    Run("anchors", "in half of the rows", {"process.anchor_prob": 0.5}, ("anchors=False,True",)),
+)  # fmt: skip

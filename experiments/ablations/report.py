@@ -1,0 +1,129 @@
+"""Prints the tables of results.jsonl and draws them.
+
+    python experiments/ablations/report.py --base=generated
+
+Of several seeds the mean is shown, and half of their range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from axes import BASES, RUNS
+
+HERE = Path(__file__).resolve().parent
+Line = dict[str, Any]
+COLUMNS = {"bleu": "BLEU", "ibleu": "iBLEU", "bleu_source": "BLEU-src", "rouge_l": "ROUGE-L", "length": "length"}
+STEPS = "steps"
+
+
+def chosen(lines: list[Line], axis: str, run: str) -> dict[str, list[Line]]:
+    """A run's lines by how it was sampled; those of its seeds together."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        if (line["axis"], line["run"]) == (axis, run):
+            found.setdefault(label(line["sampling"]), []).append(line)
+    return found
+
+
+def label(sampling: Line) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sampling.items())
+
+
+def figure(lines: list[Line], name: str, digits: int) -> str:
+    values = [line[name] for line in lines]
+    mean, spread = statistics.fmean(values), (max(values) - min(values)) / 2
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
+
+
+def table(lines: list[Line]) -> str:
+    """Every run beside the base, sampled as its recipe does or as named."""
+    heads = ["what differs from the base", "sampling", "seeds", *COLUMNS.values(), "seconds"]
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    axis = ""
+    for run in RUNS:
+        if run.axis == "sampler":  # has a table of its own
+            continue
+        for sampling, group in chosen(lines, run.axis, run.name).items():
+            if run.axis != axis:
+                axis = run.axis
+                rows.append(f"| *{axis}* |" + " |" * (len(heads) - 1))
+            cells = [figure(group, name, 1 if name == "length" else 3) for name in COLUMNS]
+            rows.append(
+                f"| {run.name} | {sampling or 'the recipe’s'} | {len(group)} | {' | '.join(cells)} "
+                f"| {figure(group, 'seconds', 0)} |"
+            )
+    return "\n".join(rows)
+
+
+def curves(lines: list[Line]) -> dict[str, dict[int, list[Line]]]:
+    """The base under each sampler, by its number of steps."""
+    found: dict[str, dict[int, list[Line]]] = {}
+    for line in lines:
+        if line["axis"] == "sampler":
+            sampler = {name: value for name, value in line["sampling"].items() if name != STEPS}
+            found.setdefault(label(sampler), {}).setdefault(line["sampling"][STEPS], []).append(line)
+    return found
+
+
+def samplers(lines: list[Line]) -> str:
+    found = curves(lines)
+    steps = sorted({step for curve in found.values() for step in curve})
+    rows = [f"| BLEU after steps | {' | '.join(map(str, steps))} |", "|" + "---|" * (len(steps) + 1)]
+    for sampler, curve in found.items():
+        rows.append(f"| {sampler} | {' | '.join(figure(curve[step], 'bleu', 3) for step in steps)} |")
+    return "\n".join(rows)
+
+
+def draw(lines: list[Line], png: Path) -> None:
+    """BLEU of every run beside the base's, and of the base under each sampler."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = [
+        (f"{run.axis}: {run.name}" + (f" ({sampling})" if sampling else ""), [line["bleu"] for line in group])
+        for run in RUNS
+        for sampling, group in chosen(lines, run.axis, run.name).items()
+        if run.axis != "sampler"
+    ]
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(12, 0.24 * len(bars) + 1.2), layout="constrained", width_ratios=[3, 2]
+    )
+    for place, (_, values) in enumerate(bars):
+        left.plot(values, [-place] * len(values), "o", color="tab:blue", markersize=4)
+    left.set_yticks([-place for place in range(len(bars))], [name for name, _ in bars], fontsize=8)
+    base = [line["bleu"] for line in lines if line["axis"] == "base"]
+    if base:
+        left.axvspan(min(base), max(base), color="tab:orange", alpha=0.3, linewidth=1)
+    left.set(xlabel="BLEU, validation (orange: the base's seeds)")
+    for sampler, curve in curves(lines).items():
+        steps = sorted(curve)
+        means = [statistics.fmean(line["bleu"] for line in curve[step]) for step in steps]
+        right.plot(steps, means, "o-", markersize=4, label=sampler)
+    right.set(xscale="log", xlabel="sampling steps of the base", ylabel="BLEU, validation")
+    if right.lines:
+        right.legend(frameon=False, fontsize=8)
+    for plot in (left, right):
+        plot.spines[["top", "right"]].set_visible(False)
+    figure.savefig(png, dpi=130)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", choices=BASES, required=True)
+    options = parser.parse_args()
+    found = [json.loads(line) for line in (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in found if line["base"] == options.base]
+    print(f"{table(lines)}\n\n{samplers(lines)}")
+    draw(lines, HERE / f"{options.base}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""What studies of sequence-to-sequence tasks share: training within a time, scores beside copying, lines of results.
+
+A line is one system's figures on all rows of a split, or on those unseen in training, with one number of samples. One
+that is measured again takes the place of the line before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "div4", "self_bleu", "length")
+IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "seed", "curve")  # of a line; not all studies have all
+WALL = "wall.json"  # in a workdir: seconds of each training process
+UNFINISHED = 3  # exit status
+Line = dict[str, Any]
+
+
+class System(NamedTuple):
+    recipe: str  # of configs/, with its variant
+    objective: str
+    backbone: str
+
+    @property
+    def config(self) -> str:
+        """What `--config` names."""
+        name, _, variant = self.recipe.partition(":")
+        return f"{CONFIGS / name}.py" + (f":{variant}" if variant else "")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The flags that all studies have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--data", type=Path, required=True)
+    made.add_argument("--work", type=Path, default=Path("runs"))
+    made.add_argument("--seed", type=int, default=0, help="of training and of sampling")
+    made.add_argument("--minutes", type=float, help="after which training saves and ends; it goes on when run again")
+    made.add_argument("--split", default="test", choices=["valid", "test"])
+    made.add_argument("--limit", type=int, help="only so many rows; for trying out")
+    made.add_argument("--mbr", type=numbers, default=[1, 10], help="numbers of samples to choose among")
+    made.add_argument("--calls", type=numbers, default=[], help="score one sample with each of these steps instead")
+    made.add_argument("--batch_size", type=int, default=2500, help="rows of a sampling call")
+    made.add_argument("--results", type=Path, help="results.json beside the script unless given")
+    return made
+
+
+def parse(made: argparse.ArgumentParser, results: Path) -> argparse.Namespace:
+    """The flags given; those of train as `settings`."""
+    options, options.settings = made.parse_known_args()
+    if wrong := [flag for flag in options.settings if not flag.startswith("--config.")]:
+        made.error(f"unknown: {' '.join(wrong)}; flags that begin with --config. are those of train")
+    if options.limit and not options.results:
+        made.error("--limit scores a part of the rows: name another file with --results")
+    options.results = options.results or results
+    return options
+
+
+def train(system: System, workdir: Path, options: argparse.Namespace, settings: Sequence[str] = ()) -> None:
+    """Trains until it is done; if time is up before, ends this program with UNFINISHED."""
+    command = [sys.executable, "-m", "dimba_jax.train", f"--config={system.config}", f"--workdir={workdir}"]
+    command += [f"--config.data.path={options.data}", f"--seed={options.seed}", *settings, *options.settings]
+    workdir.mkdir(parents=True, exist_ok=True)
+    wall = workdir / WALL
+    spent = json.loads(wall.read_text()) if wall.exists() else []
+    began = time.monotonic()
+    process = subprocess.Popen(command)
+    try:
+        status = process.wait(None if options.minutes is None else 60 * options.minutes)
+        done = status == 0
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)  # it saves first
+        status, done = process.wait(), False
+    finally:
+        wall.write_text(json.dumps([*spent, time.monotonic() - began]) + "\n")
+    if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
+        raise SystemExit(f"training ended with status {status}")
+    if not done:
+        raise SystemExit(UNFINISHED)
+
+
+def score(
+    system: System, workdir: Path, options: argparse.Namespace, names: Line, data: Line | None = None
+) -> list[Line]:
+    """The lines of a trained system.
+
+    Args:
+      names: what tells these lines from those of other systems.
+      data: settings of the data, where they are not the checkpoint's.
+    """
+    import jax
+    from flax import nnx
+
+    from dimba_jax.data.sources import load_split
+    from dimba_jax.evals.report import evaluate_outputs
+    from dimba_jax.sampling.generate import generate
+    from dimba_jax.sampling.load import load
+
+    model = load(workdir)
+    if model.step < model.config.training.steps:
+        print(f"{workdir} is at step {model.step} of {model.config.training.steps}: run again, without --calls")
+        raise SystemExit(UNFINISHED)
+    trained_on = dataclasses.replace(model.config.data, path=str(options.data))
+    examples = load_split(dataclasses.replace(trained_on, **(data or {})), options.split)[: options.limit]
+    known = [
+        text for name in ("train", "valid") for e in load_split(trained_on, name) for text in (e.source, *e.targets)
+    ]
+    common = names | {
+        "objective": system.objective, "backbone": system.backbone, "device": jax.devices()[0].device_kind,
+        "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
+        "train_minutes": round(sum(json.loads((workdir / WALL).read_text())) / 60, 2), "train_steps": model.step,
+        "seed": options.seed, "split": options.split,
+    }  # fmt: skip
+    sampling = dataclasses.replace(model.config.sampling, batch_size=options.batch_size, num_samples=1)
+    cases = [dataclasses.replace(sampling, steps=steps) for steps in options.calls] or [
+        dataclasses.replace(sampling, num_samples=max(options.mbr))
+    ]
+    sizes = [1] if options.calls else options.mbr
+    prompts = [example.source for example in examples]
+
+    def sample(settings: Any, seed: int, progress: bool = False) -> Any:
+        return generate(model, prompts, settings, seed=seed, progress=progress)
+
+    lines = []
+    for settings in cases:
+        made = sample(settings, options.seed, progress=True)
+        report = evaluate_outputs(
+            examples, [g.texts for g in made], known, sizes, made[0].network_calls, split=options.split
+        )
+        a_second = sentences_a_second(sample, dataclasses.replace(settings, num_samples=1), len(prompts))
+        sampled = {"steps": settings.steps, "curve": bool(options.calls)}
+        found = lines_of(report, sizes, common | sampled, a_second)
+        for line in found:
+            shown = {k: line[k] for k in ("system", "subset", "mbr", "network_calls", "bleu", "ibleu", "bleu_source")}
+            print(json.dumps(shown), flush=True)
+        lines += found
+        if not options.calls:
+            unselected(workdir / "first_rows.json", examples, [g.texts[0] for g in made])
+    return lines
+
+
+def sentences_a_second(sample: Callable[[Any, int], Any], settings: Any, rows: int) -> float:
+    """Of a second round, whose programs are compiled."""
+    sample(settings, 1)
+    began = time.monotonic()
+    sample(settings, 2)
+    return round(rows / (time.monotonic() - began), 2)
+
+
+def lines_of(report: Line, sizes: Sequence[int], common: Line, a_second: float) -> list[Line]:
+    """A line for each subset of rows and number of samples, and those of copying the source."""
+    lines = []
+    for subset, systems in (("all", report["systems"]), ("unseen", report["unseen"])):
+        count = report["rows"] if subset == "all" else report["unseen_rows"]
+        for size in sizes:
+            figures = systems["model" if size == 1 else f"model_mbr{size}"]
+            line = common | {"subset": subset, "rows": count, "mbr": size, "network_calls": figures["network_calls"]}
+            line |= scores(figures) | {"sentences_per_s": a_second if size == 1 else None}
+            lines.append(line)
+        copied = {name: common[name] for name in ("task", "test", "split") if name in common}
+        copied |= {"system": "copy", "subset": subset, "rows": count, "mbr": 1, "network_calls": 0}
+        lines.append(copied | scores(systems["copy"]))
+    return lines
+
+
+def scores(figures: Line) -> Line:
+    return {name: figures[name] for name in (*FIGURES, "sari") if name in figures}
+
+
+def unselected(path: Path, examples: Sequence[Any], texts: Sequence[str], count: int = 10) -> None:
+    """Keeps the first rows beside what was made of them, as they come."""
+    rows = [
+        {"source": e.source, "reference": e.targets[0], "text": text}
+        for e, text in zip(examples[:count], texts, strict=False)
+    ]
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def key(line: Line) -> tuple[Any, ...]:
+    """What a line is the figure of."""
+    steps = line.get("steps") if line.get("curve") else None  # without, a line is of the recipe's own settings
+    return steps, *(line.get(name) for name in IDENTITY)
+
+
+def keep(path: Path, lines: Sequence[Line]) -> None:
+    """Puts lines into a file of results."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    found = {key(line): line for line in known} | {key(line): line for line in lines}
+    rows = sorted(found.values(), key=lambda line: json.dumps(key(line), default=str))
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")

@@ -1,0 +1,73 @@
+"""Trains systems on question generation and simplification and scores them, a line of results.json each.
+
+    python experiments/tasks/run.py --data=DIR --work=runs --task=simplification --system=DIMBA
+
+DIR holds folders: qg_squad with nqg_dev.jsonl and nqg_test.jsonl (SQuAD's sentences and questions as Du et al. 2017 cut
+them), quasar_t with DiffuSeq's valid.jsonl, simplification with asset_valid.jsonl (ASSET's 2,000 sentences, ten
+references each). Sampling settings are chosen on the validation rows named below, and the test rows are scored once.
+The flags are those of experiments/qqp/run.py; figures on the validation rows: --split=valid.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from seq2seq import System, keep, parse, parser, score, train
+
+
+class Task(NamedTuple):
+    systems: dict[str, System]
+    data: dict[str, Any]  # settings of config.data
+    tests: dict[str, dict[str, Any]]  # by name, what differs from `data`
+
+
+def systems(recipe: str) -> dict[str, System]:
+    return {
+        "DIMBA": System(recipe, "gaussian", "Mamba-2"),
+        "DiffuMamba": System(f"{recipe}:masked", "masked", "Mamba-2"),
+    }
+
+
+ASSET = "simplification/asset_valid.jsonl"
+TASKS = {
+    "question generation": Task(
+        systems("qg"),
+        {
+            "train_files": ("qg_squad/nqg_dev.jsonl[:-500]",),
+            "valid_file": "qg_squad/nqg_dev.jsonl[-500:]",
+            "test_file": "qg_squad/nqg_test.jsonl",
+        },
+        {"SQuAD": {}, "Quasar-T": {"test_file": "quasar_t/valid.jsonl"}},  # the latter is of another kind of text
+    ),
+    "simplification": Task(
+        systems("simplification"),
+        {"train_files": (f"{ASSET}[:1700]",), "valid_file": f"{ASSET}[1700:1800]", "test_file": f"{ASSET}[1800:]"},
+        {"ASSET": {}},
+    ),
+}
+
+
+def main() -> None:
+    flags = parser(__doc__)
+    flags.add_argument("--task", choices=TASKS, required=True)
+    flags.add_argument("--system", choices=sorted({name for task in TASKS.values() for name in task.systems}))
+    options = parse(flags, Path(__file__).parent / "results.json")
+    task = TASKS[options.task]
+    if options.system not in task.systems:
+        flags.error(f"--system: choose one of {', '.join(task.systems)}")
+    system = task.systems[options.system]
+    workdir = options.work / f"{options.task}-{options.system}-{options.seed}".replace(" ", "_")
+    if not options.calls:
+        train(system, workdir, options, [f"--config.data.{name}={value}" for name, value in task.data.items()])
+    tests = task.tests if options.split == "test" else {"validation": {}}
+    for name, data in tests.items():
+        named = {"task": options.task, "test": name, "system": options.system}
+        keep(options.results, score(system, workdir, options, named, data))
+
+
+if __name__ == "__main__":
+    main()
