@@ -14,7 +14,7 @@ BEGIN, END = "<!-- tables: table.py -->\n", "<!-- end of tables -->\n"
 CHIPS = {"v5e:16x16": "v5e-256", "v5p:8x8x8": "v5p-512", "v6e:16x16": "v6e-256"}
 HEAD = (
     "size", "L", "slice", "mesh", "HBM GiB", "free", "state GiB", "PFLOPs", "HBM GB", "sent GB",
-    "roofline ms", "no overlap", "compiler ms", "bound", "utilisation",
+    "roofline ms", "no overlap", "compiler ms", "bound", "utilisation", "commit",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -68,7 +68,7 @@ def _cells(row: Row) -> list[str]:
     head = [name, f"{row['length']:,}", CHIPS[row["topology"]], mesh]
     if not row["fits"]:
         refused = f"{row['hbm_needed'] / 2**30:.2f} of temporaries"
-        return [*head, refused, "does not fit", f"{state / 2**30:.2f}", *[""] * (len(HEAD) - 7)]
+        return [*head, refused, "does not fit", f"{state / 2**30:.2f}", *[""] * (len(HEAD) - 8), row["commit"]]
     utilisation = [f"{100 * row[key]:.0f}" for key in ("utilisation", "utilisation_apart", "utilisation_scheduled")]
     milliseconds = [f"{1e3 * row[key]:.1f}" for key in ("step_seconds", "step_seconds_apart", "scheduled_seconds")]
     return [
@@ -82,6 +82,7 @@ def _cells(row: Row) -> list[str]:
         *milliseconds,
         row["bound"],
         " / ".join(utilisation) + "%",
+        row["commit"],
     ]
 
 
