@@ -25,7 +25,7 @@ def study(monkeypatch):
     def load(folder, name):
         for path in (EXPERIMENTS, EXPERIMENTS / folder):
             monkeypatch.syspath_prepend(str(path))
-        for module in ("axes", "run", "report", "seq2seq"):  # every study has its own
+        for module in ("axes", "run", "report", "seq2seq", "seq2seq_tables"):  # every study has its own
             monkeypatch.delitem(sys.modules, module, raising=False)
         return importlib.import_module(name)
 
@@ -131,6 +131,12 @@ def test_a_task_with_several_references_is_scored_with_sari(tmp_path, study):
         ("x", "unseen", 0.5, "simplification"),
         ("copy", "unseen", 0.25, "simplification"),
     ]
+    for line in lines:
+        line |= {"params": 1e6, "seed": 0, "train_steps": 5, "train_minutes": 1.0, "device": "x", "curve": False}
+        line |= {"objective": "masked", "backbone": "Mamba-2"}
+    tables = study("tasks", "report").tables(lines)
+    assert "simplification, ASSET" in tables and "| SARI |" in tables and "| 0.2500 |" in tables
+    assert "SARI" not in study("tasks", "seq2seq_tables").scores([{**line, "sari": None} for line in lines], "all")
 
 
 def test_every_ablation_is_a_valid_config_and_another_one(study):

@@ -1,0 +1,68 @@
+"""Tables of the lines that seq2seq.py keeps.
+
+A figure of several training seeds is their mean, with half of their range behind it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+FIGURES = {
+    "bleu": ("BLEU", ".4f"),
+    "ibleu": ("iBLEU", ".4f"),
+    "rouge_l": ("ROUGE-L", ".4f"),
+    "bleu_source": ("BLEU-src", ".4f"),
+    "sari": ("SARI", ".4f"),
+    "dist1": ("dist-1", ".3f"),
+    "self_bleu": ("self-BLEU", ".3f"),
+    "div4": ("div-4", ".3f"),
+    "length": ("length", ".1f"),
+    "network_calls": ("calls", ".0f"),
+    "sentences_per_s": ("sentences/s", ",.0f"),
+}
+Line = dict[str, Any]
+
+
+def grouped(lines: list[Line]) -> dict[tuple[str, int], list[Line]]:
+    """By system and number of samples, a line for each seed."""
+    groups: dict[tuple[str, int], list[Line]] = {}
+    for line in lines:
+        groups.setdefault((line["system"], line["mbr"]), []).append(line)
+    return dict(sorted(groups.items(), key=lambda item: (item[0][0] == "copy", item[0])))
+
+
+def cell(lines: list[Line], name: str, digits: str) -> str:
+    """Mean over training seeds, half of the range behind it if there are several."""
+    values = [line.get(name) for line in lines]
+    if any(value is None for value in values):
+        return "–"
+    mean = format(statistics.fmean(values), digits)
+    spread = (max(values) - min(values)) / 2
+    return mean if len(values) == 1 or name == "network_calls" else f"{mean} ± {format(spread, digits)}"
+
+
+def scores(lines: list[Line], subset: str) -> str:
+    """The table of scores on the test split's rows, or on its unseen ones; figures that no line has are left out."""
+    chosen = [line for line in lines if line["subset"] == subset and line["split"] == "test" and not line.get("curve")]
+    figures = {name: how for name, how in FIGURES.items() if any(line.get(name) is not None for line in chosen)}
+    heads = ["system", "MBR", "seeds", *(head for head, _ in figures.values())]
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for (system, size), group in grouped(chosen).items():
+        cells = [cell(group, name, digits) for name, (_, digits) in figures.items()]
+        if len({line["rows"] for line in group}) > 1:
+            raise SystemExit(f"{system}: lines of different numbers of rows are no seeds of one figure")
+        rows.append(f"| {system} | {size} | {len(group)} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def runs(lines: list[Line]) -> str:
+    """The table of what was trained for how long."""
+    found = {(line["system"], line["seed"]): line for line in lines if line["system"] != "copy"}
+    rows = ["| system | objective | backbone | parameters | seed | steps | minutes in all | device |", "|" + "---|" * 8]
+    for (system, seed), line in sorted(found.items()):
+        rows.append(
+            f"| {system} | {line['objective']} | {line['backbone']} | {line['params'] / 1e6:.1f}M | {seed} "
+            f"| {line['train_steps']:,} | {line['train_minutes']:.1f} | {line['device']} |"
+        )
+    return "\n".join(rows)
