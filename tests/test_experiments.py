@@ -151,7 +151,7 @@ def test_every_ablation_is_a_valid_config_and_another_one(study):
         seen = []
         for run in axes.RUNS:
             values = module.get_config("").to_dict()
-            for name, value in (base.settings | run.settings).items():
+            for name, value in run.over(base).items():
                 group, setting = name.split(".")
                 assert setting in values[group], name
                 values[group][setting] = value

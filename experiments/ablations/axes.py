@@ -13,6 +13,7 @@ Settings = dict[str, object]
 
 class Base(NamedTuple):
     recipe: str
+    layers: int
     settings: Settings
     rows: int  # of the validation split that are sampled
 
@@ -22,6 +23,11 @@ class Run(NamedTuple):
     name: str
     settings: Settings
     sampling: tuple[str, ...] = ("",)  # grids of experiments/sweep.py; "" is the recipe's own sampling
+    more_layers: int = 0
+
+    def over(self, base: Base) -> Settings:
+        """Settings of this run that are not the recipe's."""
+        return base.settings | {"model.layers": base.layers + self.more_layers} | self.settings
 
 
 DIMBA: Settings = {
@@ -30,13 +36,12 @@ DIMBA: Settings = {
 }  # fmt: skip
 BASES = {
     # two CPU cores: one or two minutes a run
-    "generated": Base("quickstart", DIMBA | {"training.steps": 500}, 600),
+    "generated": Base("quickstart", 2, DIMBA | {"training.steps": 500}, 600),
     # one GPU
     "qqp": Base(
         "qqp",
-        DIMBA
-        | {"model.d_model": 384, "model.layers": 4, "model.dropout": 0.1, "training.steps": 3000}
-        | {"sampling.batch_size": 2048},
+        4,
+        DIMBA | {"model.d_model": 384, "model.dropout": 0.1, "training.steps": 3000} | {"sampling.batch_size": 2048},
         2048,
     ),
 }
@@ -74,6 +79,7 @@ RUNS = (
     Run("noise schedule", "linear, noise x 2", schedule("linear", 2.0)),
     Run("noise schedule", "linear, noise x 2, zero-terminal", schedule("linear", 2.0, zero_terminal_snr=True)),
     Run("conditioning", "in sequence alone", prompt(False, False, "clean")),
+    Run("conditioning", "in sequence alone, a layer more", prompt(False, False, "clean"), more_layers=1),
     Run("conditioning", "in sequence, encoded", prompt(True, False, "encoder")),
     Run("conditioning", "in sequence, encoded, and pooled in FiLM", prompt(True, True, "encoder")),
     Run("conditioning", "pooled in FiLM alone", prompt(True, True, "none")),

@@ -31,7 +31,7 @@ FIGURES = ("bleu", "ibleu", "bleu_source", "rouge_l", "dist1", "length")
 def train(options: argparse.Namespace, run: Run, seed: int, workdir: Path) -> float:
     """Trains a run; the seconds of the process from start to end."""
     base = BASES[options.base]
-    settings = {f"--config.{name}={value}" for name, value in (base.settings | run.settings).items()}
+    settings = {f"--config.{name}={value}" for name, value in run.over(base).items()}
     command = [sys.executable, "-m", "dimba_jax.train", f"--config={HERE.parents[1] / 'configs' / base.recipe}.py"]
     command += [f"--workdir={workdir}", f"--seed={seed}", *sorted(settings), *options.settings]
     if options.data:
@@ -71,7 +71,8 @@ def call(options: argparse.Namespace, command: list[str]) -> None:
 
 def folder(options: argparse.Namespace, run: Run, seed: int) -> Path:
     """Runs of the same settings share one, so that what is trained already is only sampled."""
-    text = "-".join(f"{name.partition('.')[2]}={value}" for name, value in sorted(run.settings.items())) or "base"
+    differ = run.settings | ({"model.more_layers": run.more_layers} if run.more_layers else {})
+    text = "-".join(f"{name.partition('.')[2]}={value}" for name, value in sorted(differ.items())) or "base"
     return options.work / options.base / f"{re.sub('[^a-z0-9_.=-]', '', text)}-{seed}"
 
 
@@ -79,7 +80,7 @@ def one(options: argparse.Namespace, run: Run, seed: int) -> list[dict[str, Any]
     workdir = folder(options, run, seed)
     seconds = train(options, run, seed, workdir)
     common = {"base": options.base, "axis": run.axis, "run": run.name, "seed": seed}
-    common |= {"settings": run.settings, "more": options.settings}
+    common |= {"settings": run.over(BASES[options.base]), "more": options.settings}
     common |= {"seconds": round(seconds, 1), "jobs": options.jobs}
     lines = [common | line for grid in run.sampling for line in score(options, grid, workdir)]
     with RESULTS.open("a", encoding="utf-8") as file:
