@@ -5,7 +5,8 @@
 
 DIR holds DiffuSeq's Wiki-Auto split as train.jsonl, valid.jsonl and test.jsonl. A row's target may be a list of
 references; where a row has `refs`, as ASSET's do, they are taken. One file can serve all splits:
---config.data.train_files="('asset_valid.jsonl[:1800]',)" --config.data.valid_file="asset_valid.jsonl[1800:]"
+--config.data.train_files="('asset_valid.jsonl[:1700]',)" --config.data.valid_file="asset_valid.jsonl[1700:1800]"
+--config.data.test_file="asset_valid.jsonl[1800:]"
 
 Hardware: one H200 (or another GPU with bfloat16). Time and score: not measured yet.
 Copying the source is hard to beat in this task, too: on ASSET's 2,000 sentences and their ten references it has BLEU

@@ -70,8 +70,16 @@ def _run(options: flags.FlagValues) -> int:
         fits = fits and row.get("fits", True)
         if options.output is not None:
             with open(options.output, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row | {"commit": program()}) + "\n")
     return 0 if fits else 1
+
+
+def program() -> str | None:
+    """The commit that this code is, with a plus if its files differ from it; None where git does not know it."""
+    from dimba_jax.environment import checkout
+
+    commit, differs = checkout()
+    return None if commit is None else commit[:7] + ("+" if differs else "")
 
 
 if __name__ == "__main__":

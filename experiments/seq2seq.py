@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sampling_settings import among
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "div4", "self_bleu", "length")
 IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "seed", "curve")  # of a line; not all studies have all
@@ -59,36 +61,75 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def parse(made: argparse.ArgumentParser, results: Path) -> argparse.Namespace:
     """The flags given; those of train as `settings`."""
-    options, options.settings = made.parse_known_args()
-    if wrong := [flag for flag in options.settings if not flag.startswith("--config.")]:
-        made.error(f"unknown: {' '.join(wrong)}; flags that begin with --config. are those of train")
+    options = parse_with_settings(made)
+    try:
+        among(options.settings)
+    except ValueError as error:
+        made.error(f"--config.sampling: {error}")
+    if not options.data.is_dir():
+        made.error(f"--data={options.data}: no such folder")
+    for name in ("mbr", "calls"):
+        if not all(1 <= number for number in getattr(options, name)):
+            made.error(f"--{name}: expected numbers from 1 on")
+    for name in ("limit", "batch_size"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            made.error(f"--{name}: expected a number from 1 on")
     if options.limit and not options.results:
         made.error("--limit scores a part of the rows: name another file with --results")
     options.results = options.results or results
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `run_training` hears of it
+    return options
+
+
+def parse_with_settings(made: argparse.ArgumentParser) -> argparse.Namespace:
+    options, options.settings = made.parse_known_args()
+    if wrong := [flag for flag in options.settings if not flag.startswith("--config.")]:
+        made.error(f"unknown: {' '.join(wrong)}; flags that begin with --config. are those of train")
     return options
 
 
 def train(system: System, workdir: Path, options: argparse.Namespace, settings: Sequence[str] = ()) -> None:
     """Trains until it is done; if time is up before, ends this program with UNFINISHED."""
-    command = [sys.executable, "-m", "dimba_jax.train", f"--config={system.config}", f"--workdir={workdir}"]
-    command += [f"--config.data.path={options.data}", f"--seed={options.seed}", *settings, *options.settings]
-    workdir.mkdir(parents=True, exist_ok=True)
-    wall = workdir / WALL
-    spent = json.loads(wall.read_text()) if wall.exists() else []
-    began = time.monotonic()
-    process = subprocess.Popen(command)
-    try:
-        status = process.wait(None if options.minutes is None else 60 * options.minutes)
-        done = status == 0
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)  # it saves first
-        status, done = process.wait(), False
-    finally:
-        wall.write_text(json.dumps([*spent, time.monotonic() - began]) + "\n")
-    if status not in (0, -signal.SIGTERM, 128 + signal.SIGTERM):
+    flags = [f"--config.data.path={options.data}", f"--seed={options.seed}", *settings, *options.settings]
+    status = run_training(system.config, workdir, flags, options.minutes)
+    if status not in (None, 0, -signal.SIGTERM, 128 + signal.SIGTERM):
         raise SystemExit(f"training ended with status {status}")
-    if not done:
+    if status != 0:
         raise SystemExit(UNFINISHED)
+
+
+def run_training(
+    config: str, workdir: Path, flags: Sequence[str], minutes: float | None = None, **options: Any
+) -> int | None:
+    """Runs `dimba_jax.train` and keeps its time beside that of the starts before it.
+
+    Args:
+      minutes: after which it is told to save and end.
+      options: of subprocess.Popen.
+
+    Returns:
+      Its exit status, or None if time was up.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "dimba_jax.train", f"--config={config}", f"--workdir={workdir}", *flags]
+    began = time.monotonic()
+    process = subprocess.Popen(command, **options)
+    try:
+        return process.wait(None if minutes is None else 60 * minutes)
+    except BaseException as error:  # whatever ends this program ends it, too, and it saves first
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return None
+        raise
+    finally:
+        (workdir / WALL).write_text(json.dumps([*spent(workdir), time.monotonic() - began]) + "\n")
+
+
+def spent(workdir: Path) -> list[float]:
+    """Seconds of each training process of a workdir."""
+    wall = workdir / WALL
+    return json.loads(wall.read_text()) if wall.exists() else []
 
 
 def score(
@@ -120,10 +161,11 @@ def score(
     common = names | {
         "objective": system.objective, "backbone": system.backbone, "device": jax.devices()[0].device_kind,
         "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
-        "train_minutes": round(sum(json.loads((workdir / WALL).read_text())) / 60, 2), "train_steps": model.step,
+        "train_minutes": round(sum(spent(workdir)) / 60, 2), "train_steps": model.step,
         "seed": options.seed, "split": options.split,
     }  # fmt: skip
-    sampling = dataclasses.replace(model.config.sampling, batch_size=options.batch_size, num_samples=1)
+    sampling = dataclasses.replace(model.config.sampling, **among(options.settings), num_samples=1)
+    sampling = dataclasses.replace(sampling, batch_size=options.batch_size)
     cases = [dataclasses.replace(sampling, steps=steps) for steps in options.calls] or [
         dataclasses.replace(sampling, num_samples=max(options.mbr))
     ]
@@ -147,7 +189,8 @@ def score(
             print(json.dumps(shown), flush=True)
         lines += found
         if not options.calls:
-            unselected(workdir / "first_rows.json", examples, [g.texts[0] for g in made])
+            where = "_".join(["first_rows", *(names[name] for name in ("test",) if name in names), options.split])
+            unselected(workdir / f"{where}.json", examples, [g.texts[0] for g in made])
     return lines
 
 

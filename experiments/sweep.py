@@ -10,14 +10,13 @@ a recipe are chosen here; the test split is not touched.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import time
 from pathlib import Path
 
 from absl import app, flags
+from sampling_settings import grid
 
-from dimba_jax.config import SamplingConfig
 from dimba_jax.data.sources import load_split
 from dimba_jax.evals.report import evaluate_outputs
 from dimba_jax.sampling.generate import generate
@@ -31,28 +30,12 @@ OUTPUT = flags.DEFINE_string("output", None, "a JSON line for each combination, 
 SEED = flags.DEFINE_integer("seed", 0, "seed of the samples")
 
 
-def combinations(grid: str) -> list[dict[str, object]]:
-    """The settings of each line: values take the type of the setting's default."""
-    defaults = dataclasses.asdict(SamplingConfig())
-    axes = []
-    for axis in filter(None, grid.split(";")):
-        name, _, values = axis.partition("=")
-        if name not in defaults:
-            raise app.UsageError(f"--grid names {name!r}; the settings are {', '.join(defaults)}")
-        axes.append([(name, _value(value, type(defaults[name]))) for value in values.split(",")])
-    return [dict(choice) for choice in itertools.product(*axes)]
-
-
-def _value(text: str, kind: type) -> object:
-    if kind is not bool:
-        return kind(text)
-    if text not in ("True", "False"):
-        raise app.UsageError(f"--grid has {text!r} where True or False belongs")
-    return text == "True"
-
-
 def main(argv: list[str]) -> None:
     del argv
+    try:
+        choices = grid(GRID.value)
+    except ValueError as error:
+        raise app.UsageError(f"--grid: {error}") from error
     model = load(CHECKPOINT.value)
     data = model.config.data
     if DATA_PATH.value is not None:
@@ -60,29 +43,30 @@ def main(argv: list[str]) -> None:
     examples = load_split(data, "valid")[: LIMIT.value]
     prompts = [example.source for example in examples]
     columns = ("bleu", "ibleu", "bleu_source", "rouge_l", "dist1", "length")
-    lines = []
-    for choice in combinations(GRID.value):
+    lines, texts = [], []
+    for choice in choices:
         settings = dataclasses.replace(model.config.sampling, **choice)
         started = time.perf_counter()
         made = generate(model, prompts, settings, seed=SEED.value)
         seconds = time.perf_counter() - started  # the compilation included
         report = evaluate_outputs(examples, [g.texts for g in made], None, network_calls=made[0].network_calls)
         systems = report["systems"]
-        line = {"checkpoint": Path(CHECKPOINT.value).name, "step": model.step, "rows": len(examples)} | choice
+        line = {"checkpoint": Path(CHECKPOINT.value).name, "step": model.step} | choice
+        line |= {"of_steps": model.config.training.steps, "rows": len(examples)}
         for name, scores in systems.items():
             if name != "copy":
                 line |= {f"{name}.{column}": round(scores[column], 4) for column in columns}
         line |= {"copy.bleu": round(systems["copy"]["bleu"], 4), "seconds": round(seconds, 1)}
         lines.append(line)
+        texts.append([g.texts[0] for g in made[:8]])
         print(" ".join(f"{k}={v}" for k, v in line.items()), flush=True)
         if OUTPUT.value:
             with open(OUTPUT.value, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-    best = max(lines, key=lambda line: line["model.bleu"])
-    print("best:", json.dumps(best))
-    settings = dataclasses.replace(model.config.sampling, **{k: best[k] for k in combinations(GRID.value)[0]})
-    for example, g in zip(examples[:8], generate(model, prompts, settings, seed=SEED.value)[:8], strict=True):
-        print(f"  {example.source}\n    -> {g.texts[0]}\n    =  {example.targets[0]}")
+    best = max(range(len(lines)), key=lambda place: lines[place]["model.bleu"])
+    print("best:", json.dumps(lines[best]))
+    for example, text in zip(examples[:8], texts[best], strict=True):
+        print(f"  {example.source}\n    -> {text}\n    =  {example.targets[0]}")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ def test_activations_follow_the_rows_not_the_parameters(tmp_path):
     row = json.loads(rows.read_text())
     assert row["matmul_flops"] < 1.3 * row["model_flops"]
     assert row["sent"] < 4 * 8 * row["kinds"]["parameters"]
+    assert row["commit"] == aot.program()
 
 
 @pytest.mark.parametrize("code", ["", "E1000: CompileTimeHbmOom: "])  # libtpu 0.0.42 and 0.0.52

@@ -1,12 +1,20 @@
 """The studies' scripts, on networks too small to mean anything: lines of results, tables, and what is trained once."""
 
+import dataclasses
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from flax import nnx
+
+from dimba_jax.config import DataConfig, RunConfig, TrainingConfig
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 TINY = (
@@ -20,16 +28,22 @@ TINY = (
 
 @pytest.fixture
 def study(monkeypatch):
-    """The modules of a study's folder, by name."""
+    """The modules of a study's folder, by name; gone again after the test, since every study has its own."""
+
+    def forget():
+        for module in ("axes", "run", "report", "seq2seq", "seq2seq_tables", "sampling_settings"):
+            sys.modules.pop(module, None)
 
     def load(folder, name):
         for path in (EXPERIMENTS, EXPERIMENTS / folder):
             monkeypatch.syspath_prepend(str(path))
-        for module in ("axes", "run", "report", "seq2seq", "seq2seq_tables"):  # every study has its own
-            monkeypatch.delitem(sys.modules, module, raising=False)
+        forget()
         return importlib.import_module(name)
 
-    return load
+    handler = signal.getsignal(signal.SIGTERM)
+    yield load
+    forget()
+    signal.signal(signal.SIGTERM, handler)
 
 
 def pairs(path, count, refs=0, first=0):
@@ -76,7 +90,7 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert {line["rows"] for line in lines if line["subset"] == "unseen"} == {2}
     assert (one["rows"], one["train_steps"], one["network_calls"], two["network_calls"]) == (6, 3, 2, 4)
     assert one["sentences_per_s"] > 0 and two["sentences_per_s"] is None and one["train_minutes"] > 0
-    assert len(json.loads((tmp_path / "runs" / "DiffuTran-0" / "first_rows.json").read_text())) == 6
+    assert len(json.loads((tmp_path / "runs" / "DiffuTran-0" / "first_rows_test.json").read_text())) == 6
 
     before = (tmp_path / "runs" / "DiffuTran-0" / "wall.json").read_text()
     status, said = run("qqp", *flags, "--calls=1,3")
@@ -114,51 +128,179 @@ def test_lines_measured_again_take_the_place_of_the_ones_before(tmp_path, study)
     assert sorted(row["bleu"] for row in json.loads(path.read_text())) == [0.2, 0.3, 0.4, 0.5, 0.6]
 
 
-def test_a_task_with_several_references_is_scored_with_sari(tmp_path, study):
-    pairs(tmp_path / "data" / "simplification" / "asset_valid.jsonl", 24, refs=2)
-    tasks = study("tasks", "run")
-    assert list(tasks.TASKS) == ["question generation", "simplification"]
-    report = study("tasks", "seq2seq")
-    figures = {name: 0.5 for name in (*report.FIGURES, "network_calls", "sari")}
-    systems = {"model": figures, "copy": figures | {"sari": 0.25}}
-    scored = {"systems": systems, "unseen": systems, "rows": 3, "unseen_rows": 1}
-    lines = report.lines_of(
-        scored, [1], {"task": "simplification", "test": "ASSET", "split": "test", "system": "x"}, 7.0
-    )
-    assert [(line["system"], line["subset"], line["sari"], line["task"]) for line in lines] == [
-        ("x", "all", 0.5, "simplification"),
-        ("copy", "all", 0.25, "simplification"),
-        ("x", "unseen", 0.5, "simplification"),
-        ("copy", "unseen", 0.25, "simplification"),
-    ]
-    for line in lines:
-        line |= {"params": 1e6, "seed": 0, "train_steps": 5, "train_minutes": 1.0, "device": "x", "curve": False}
-        line |= {"objective": "masked", "backbone": "Mamba-2"}
+def test_a_task_is_scored_on_its_own_rows(tmp_path, study, monkeypatch):
+    """Each test of a task on its file, whatever the checkpoint's data names; SARI if rows have several references."""
+    pairs(tmp_path / "qg_squad" / "nqg_dev.jsonl", 520)
+    pairs(tmp_path / "qg_squad" / "nqg_test.jsonl", 4, first=600)
+    pairs(tmp_path / "quasar_t" / "valid.jsonl", 3, first=700)
+    pairs(tmp_path / "simplification" / "asset_valid.jsonl", 2000, refs=2)
+    prompts = []
+
+    def generate(model, texts, settings, **rest):
+        prompts.append((list(texts), settings.steps))
+        return [SimpleNamespace(texts=[text] * settings.num_samples, network_calls=settings.steps) for text in texts]
+
+    monkeypatch.setattr("dimba_jax.sampling.generate.generate", generate)
+    for task, system in (("question generation", "DIMBA"), ("simplification", "DiffuMamba")):
+        module = study("tasks", "run")
+        settings = module.TASKS[task].data
+        data = dataclasses.replace(DataConfig(), **settings)
+        config = RunConfig(data=data, training=TrainingConfig(steps=7))
+        model = SimpleNamespace(config=config, step=7, denoiser=nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+        monkeypatch.setattr("dimba_jax.sampling.load.load", lambda workdir, model=model: model)
+        monkeypatch.setattr(module, "train", lambda *rest: None)
+        flags = [f"--data={tmp_path}", f"--task={task}", f"--system={system}", f"--results={tmp_path / 'results.json'}"]
+        monkeypatch.setattr(
+            sys, "argv", ["run.py", *flags, f"--work={tmp_path}", "--mbr=1", "--config.sampling.steps=9"]
+        )
+        module.workdir_of(task, system, tmp_path, 0).mkdir()
+        module.main()
+    rows = [(len(texts), texts[0], steps) for texts, steps in prompts[::3]]  # each is timed twice more
+    assert rows == [(4, "what is 600 and 601", 9), (3, "what is 700 and 701", 9), (200, "what is 1800 and 1801", 9)]
+    lines = json.loads((tmp_path / "results.json").read_text())
+    found = {
+        (line["task"], line["test"]): line for line in lines if line["subset"] == "all" and line["system"] != "copy"
+    }
+    assert {key: (line["rows"], "sari" in line) for key, line in found.items()} == {
+        ("question generation", "SQuAD"): (4, False),
+        ("question generation", "Quasar-T"): (3, False),
+        ("simplification", "ASSET"): (200, True),
+    }
+    assert (tmp_path / "question_generation-DIMBA-0" / "first_rows_Quasar-T_test.json").exists()
     tables = study("tasks", "report").tables(lines)
-    assert "simplification, ASSET" in tables and "| SARI |" in tables and "| 0.2500 |" in tables
-    assert "SARI" not in study("tasks", "seq2seq_tables").scores([{**line, "sari": None} for line in lines], "all")
+    assert "simplification, ASSET" in tables and tables.count("| SARI |") == 1
 
 
 def test_every_ablation_is_a_valid_config_and_another_one(study):
-    """Over either base; and none but the base's own setting is the base again."""
+    """Over either base; one of the directions is the base's own."""
     from dimba_jax.config import from_config_dict
 
     axes = study("ablations", "axes")
     for base in axes.BASES.values():
-        recipe = importlib.util.spec_from_file_location("recipe", EXPERIMENTS.parent / "configs" / f"{base.recipe}.py")
-        module = importlib.util.module_from_spec(recipe)
-        recipe.loader.exec_module(module)
-        seen = []
-        for run in axes.RUNS:
-            values = module.get_config("").to_dict()
-            for name, value in run.over(base).items():
-                group, setting = name.split(".")
-                assert setting in values[group], name
-                values[group][setting] = value
-            seen.append(from_config_dict(values))
-        others = [
-            (run, config) for run, config in zip(axes.RUNS, seen, strict=True) if run.axis not in ("base", "sampler")
+        others = [run for run in axes.RUNS if run.axis not in ("base", "sampler")]
+        configs = [from_config_dict(axes.with_settings(base.values, run.over(base))) for run in others]
+        same = [run.name for run in others if not axes.differing(base, run)]
+        assert len(same) == 1 and same[0].startswith("both, "), same
+        assert len({str(config) for config in configs}) == len(others)
+
+
+class Commands:
+    """Stands for the training and sampling that ablations start; notes what is asked of them."""
+
+    def __init__(self, module, monkeypatch):
+        self.trained, self.at_once, self.breaks, self.step = [], [], (), 500
+        self.lock = threading.Lock()
+        monkeypatch.setattr(module, "run_training", self.train)
+        monkeypatch.setattr(module, "spent", lambda workdir: [1.0, 2.0])
+        monkeypatch.setattr(module.subprocess, "run", self.sweep)
+
+    def train(self, config, workdir, flags, **rest):
+        with self.lock:
+            assert workdir not in self.at_once, "two trainings at once in one folder"
+            self.at_once.append(workdir)
+            self.trained.append((workdir.name, flags))
+        time.sleep(0.01)
+        with self.lock:
+            self.at_once.remove(workdir)
+        return 2 if any(name in workdir.name for name in self.breaks) else 0
+
+    def sweep(self, command, **rest):
+        flags = dict(flag.removeprefix("--").split("=", 1) for flag in command[2:])
+        names = [axis.partition("=")[0] for axis in flags["grid"].split(";") if axis]
+        line = {"step": self.step, "of_steps": 500, "rows": int(flags["limit"]), "copy.bleu": 0.1, "seconds": 1.0}
+        line |= {f"model.{name}": 0.5 for name in ("bleu", "ibleu", "bleu_source", "rouge_l", "dist1", "length")}
+        Path(flags["output"]).write_text(json.dumps(line | dict.fromkeys(names, 1)) + "\n")
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+
+
+@pytest.fixture
+def ablations(study, monkeypatch, tmp_path, capsys):
+    module = study("ablations", "run")
+    commands = Commands(module, monkeypatch)
+
+    def call(*flags, results=tmp_path / "results.jsonl"):
+        argv = [
+            "run.py",
+            "--base=generated",
+            f"--work={tmp_path}",
+            *([f"--results={results}"] if results else []),
+            *flags,
         ]
-        same = [run.name for run, config in others if config == seen[0]]
-        assert len(same) == 1 and same[0].startswith("both, "), same  # the base's own direction
-        assert len({str(config) for _, config in others}) == len(others)
+        monkeypatch.setattr(sys, "argv", argv)
+        try:
+            module.main()
+        except SystemExit as exit:
+            return exit.code, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    return call, commands, tmp_path / "results.jsonl"
+
+
+def test_ablations_run_once_each_and_never_two_in_a_folder(ablations, study):
+    call, commands, results = ablations
+    assert call("--jobs=4")[0] == 0
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {(line["axis"], line["run"]) for line in lines} == {
+        (run.axis, run.name) for run in study("ablations", "axes").RUNS
+    }
+    assert {line["seconds"] for line in lines} == {3.0}
+    folders = [name for name, _ in commands.trained]
+    assert folders.count("base-0") == 3  # the base, its samplers, and the direction that it has
+    assert len(set(folders)) == len(folders) - 2
+    assert call()[1].out.startswith("0 runs to do")
+    call("--axis=loss", "--seed=1")
+    assert len(commands.trained) == len(folders) + 2
+    assert all("--seed=1" in flags for _, flags in commands.trained[-2:])
+    table = study("ablations", "report").table([json.loads(line) for line in results.read_text().splitlines()])
+    assert "| on the prompt, too | the recipe’s | 2 | 0.500 ± 0.000 |" in table
+
+
+def test_what_failed_or_is_unfinished_is_no_result_and_stops_no_other(ablations):
+    call, commands, results = ablations
+    commands.breaks = ("loss_on=all",)
+    status, said = call("--axis=loss")
+    assert "1 of 2 runs failed: on the prompt, too" in status
+    assert "training ended with status 2" in said.out
+    assert [json.loads(line)["run"] for line in results.read_text().splitlines()] == ["not on padding"]
+    commands.breaks, commands.step = (), 300
+    status, said = call("--axis=loss")
+    assert "1 of 1 runs failed" in status and "is at step 300 of 500: run this again" in said.out
+    assert len(results.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--config.training.steps=20",), "name another file with --results"),
+        (("--rows=10",), "name another file with --results"),
+        (("--base=qqp",), "--base=qqp needs --data"),
+        (("--jobs=0",), "--jobs: expected a number from 1 on"),
+        (("--steps=3",), "unknown: --steps=3"),
+    ],
+)
+def test_ablations_refuse(ablations, flags, said):
+    call, commands, _ = ablations
+    status, output = call(*flags, results=None)
+    assert status == 2 and said in output.err and not commands.trained
+
+
+def test_a_report_refuses_lines_that_are_no_seeds_of_one_another(study):
+    report = study("ablations", "report")
+    line = {"axis": "base", "run": "base", "sampling": {}, "rows": 600, "step": 500, "seed": 0, "seconds": 1.0}
+    line |= dict.fromkeys(report.COLUMNS, 0.5)
+    for other in ({"rows": 10}, {"step": 20}):
+        with pytest.raises(SystemExit, match="no seeds of one figure"):
+            report.table([line, line | {"seed": 1} | other])
+
+
+def test_sampling_settings_from_text(study):
+    settings = study("qqp", "sampling_settings")
+    assert settings.grid("") == [{}]
+    assert settings.grid("steps=5,10;anchors=False;eta=0.5") == [
+        {"steps": 5, "anchors": False, "eta": 0.5},
+        {"steps": 10, "anchors": False, "eta": 0.5},
+    ]
+    assert settings.among(["--config.training.steps=3", "--config.sampling.temperature=0"]) == {"temperature": 0.0}
+    for wrong in ("step=5", "steps=a", "anchors=1", "steps=5;steps=6", "remask_window=0.1"):
+        with pytest.raises(ValueError, match="step|anchors|remask_window"):
+            settings.grid(wrong)

@@ -1,9 +1,10 @@
 """SARI of a corpus (Xu et al. 2016): were the right words kept, deleted and added?
 
-Of the definitions in use this is the EASSE toolkit's (Alva-Manchego et al. 2019), in which figures on ASSET and
-TurkCorpus are published: counts are summed over the corpus, and F1 is taken for each n = 1..4, of deleting, too. What
-is nowhere done scores 0, so that a copy of the source has marks for keeping alone. (By the first authors' Python script
-and Hugging Face's `evaluate` it has full marks for deleting, which is worth a third.)
+Of the formulas in use this is the EASSE toolkit's (Alva-Manchego et al. 2019), that of most figures published on ASSET:
+counts are summed over the corpus, and F1 is taken for each n = 1..4, of deleting, too. What is nowhere done scores 0:
+a copy of the source has marks for keeping alone. (By Hugging Face's `evaluate` it has full marks for deleting, a
+third of the whole.) Words are the caller's: reports use BERT's basic ones where EASSE takes mteval-13a's, so that their
+figures may differ from published ones, which are also a hundred times as large.
 """
 
 from __future__ import annotations

@@ -6,16 +6,41 @@ prompt in the sequence, so that a run means the same over either.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+import functools
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
-Settings = dict[str, object]
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+Settings = dict[str, Any]
 
 
-class Base(NamedTuple):
+def with_settings(values: dict[str, Settings], settings: Settings) -> dict[str, Settings]:
+    """A config's values with some of them replaced, "group.name" each."""
+    values = copy.deepcopy(values)
+    for key, value in settings.items():
+        group, name = key.split(".")
+        if name not in values[group]:
+            raise KeyError(f"config.{key} is no setting")
+        values[group][name] = value
+    return values
+
+
+@dataclass(frozen=True)
+class Base:
     recipe: str
     layers: int
     settings: Settings
     rows: int  # of the validation split that are sampled
+    needs_data: bool = False
+
+    @functools.cached_property
+    def values(self) -> dict[str, Settings]:
+        """All settings of its config, by group."""
+        config = runpy.run_path(str(CONFIGS / f"{self.recipe}.py"))["get_config"]("").to_dict()
+        return with_settings(config, self.settings | {"model.layers": self.layers})
 
 
 class Run(NamedTuple):
@@ -28,6 +53,12 @@ class Run(NamedTuple):
     def over(self, base: Base) -> Settings:
         """Settings of this run that are not the recipe's."""
         return base.settings | {"model.layers": base.layers + self.more_layers} | self.settings
+
+
+def differing(base: Base, run: Run) -> Settings:
+    """What a run sets to another value than the base has."""
+    settings = run.over(base)
+    return {key: value for key, value in settings.items() if base.values[key.split(".")[0]][key.split(".")[1]] != value}
 
 
 DIMBA: Settings = {
@@ -43,6 +74,7 @@ BASES = {
         4,
         DIMBA | {"model.d_model": 384, "model.dropout": 0.1, "training.steps": 3000} | {"sampling.batch_size": 2048},
         2048,
+        needs_data=True,
     ),
 }
 
@@ -85,11 +117,13 @@ RUNS = (
     Run("conditioning", "pooled in FiLM alone", prompt(True, True, "none")),
     Run("conditioning", "both, additive", {"model.modulation": "additive"}),
     Run("conditioning", "both, AdaLN-zero", {"model.modulation": "adaln_zero"}),
-    Run("prediction", "x0", X0),
-    Run("prediction", "x0, cosine x 2", X0 | COSINE),
-    Run("prediction", "v, cosine x 2", X0 | COSINE | {"process.prediction": "v"}),
-    Run("prediction", "epsilon, cosine x 2", 
-        X0 | COSINE | {"process.prediction": "epsilon", "process.min_snr_gamma": 5.0}),
+    Run("prediction", "x0 with MSE, tied head", X0),
+    Run("prediction", "x0 with MSE, tied head, cosine x 2", X0 | COSINE),
+    Run("prediction", "v with MSE, tied head, cosine x 2", X0 | COSINE | {"process.prediction": "v"}),
+    Run(
+        "prediction", "epsilon with MSE and min-SNR 5, tied head, cosine x 2",
+        X0 | COSINE | {"process.prediction": "epsilon", "process.min_snr_gamma": 5.0},
+    ),
     Run("self-conditioning", "without", {"model.self_conditioning": False}),
     Run("loss", "on the prompt, too", {"process.loss_on": "all"}),
     Run("loss", "not on padding", {"process.loss_on_padding": False}),

@@ -35,6 +35,8 @@ def label(sampling: Line) -> str:
 
 
 def figure(lines: list[Line], name: str, digits: int) -> str:
+    if len({(line["rows"], line["step"]) for line in lines}) > 1:
+        raise SystemExit(f"{lines[0]['run']}: lines of other rows or steps are no seeds of one figure")
     values = [line[name] for line in lines]
     mean, spread = statistics.fmean(values), (max(values) - min(values)) / 2
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
@@ -121,6 +123,8 @@ def main() -> None:
     options = parser.parse_args()
     found = [json.loads(line) for line in (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in found if line["base"] == options.base]
+    if not lines:
+        parser.error(f"results.jsonl has no lines of --base={options.base}: run.py makes them")
     print(f"{table(lines)}\n\n{samplers(lines)}")
     draw(lines, HERE / f"{options.base}.png")
 

@@ -5,13 +5,12 @@ python experiments/qqp/report.py
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq_tables import Line, runs, scores
+from seq2seq_tables import Line, read, runs, scores
 
 HERE = Path(__file__).parent
 
@@ -48,7 +47,7 @@ def _calls(line: Line) -> float:
 
 
 def main() -> None:
-    lines = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    lines = read(HERE / "results.json")
     print(f"{runs(lines)}\n")
     for subset in ("all", "unseen"):
         print(f"{subset} rows\n\n{scores(lines, subset)}\n")

@@ -9,7 +9,8 @@ were chosen on the validation split. Training is `python -m dimba_jax.train` in 
 told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
 start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too).
 --calls scores one sample for each number of sampling steps. Flags as --config.training.steps=100 are handed on to
-training. Sentences a second are those of one sample each in a second round, whose programs are compiled.
+training; those of --config.sampling hold for scores of what is trained already, too. Sentences a second are those of
+one sample each in a second round, whose programs are compiled.
 """
 
 from __future__ import annotations

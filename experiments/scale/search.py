@@ -1,10 +1,11 @@
 """Compiles DiffuMamba's training and sampling steps for whole slices of TPUs, mesh after mesh, and adds what they take
 to results.jsonl.
 
-    python experiments/scale/search.py [--only=1b3] [--topology=v5e] [--parts=train] [--workers=2]
+    python experiments/scale/search.py [--only=1b3] [--topology=v5e] [--parts=train] [--workers=2] [--again]
 
-What results.jsonl holds already is not compiled again, so that a search that was stopped goes on. Every program is
-compiled in a process of its own: minutes for each on two cores. `table.py` makes the tables.
+What results.jsonl holds already is not compiled again, so that a search that was stopped goes on; with --again, what it
+holds of this commit. Every program is compiled in a process of its own: minutes for each on two cores. `table.py` makes
+the tables, of several lines for one program from the last.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ ONLY = flags.DEFINE_list("only", None, "variants of configs/diffumamba.py; all u
 TOPOLOGY = flags.DEFINE_list("topology", None, "parts of the names of topologies; all unless given")
 LENGTH = flags.DEFINE_list("length", None, "lengths of rows; all unless given")
 PARTS = flags.DEFINE_list("parts", ["train"], "train, sample or both")
+AGAIN = flags.DEFINE_bool("again", False, "compile what was compiled at other commits again")
 WORKERS = flags.DEFINE_integer("workers", 2, "compilers at a time")
 
 HERE = Path(__file__).resolve().parent
@@ -72,9 +74,11 @@ def cells() -> Iterator[Cell]:
         yield from (Cell(size, topology, length, mesh) for size in SIZES for mesh in meshes[1:])
 
 
-def done() -> set[tuple]:
+def done(commit: str | None) -> set[tuple]:
+    """What was compiled, at this commit if one is given."""
     lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
-    return {identity(json.loads(line)) for line in lines}
+    rows = [json.loads(line) for line in lines]
+    return {identity(row) for row in rows if commit is None or row["commit"] == commit}
 
 
 def identity(row: dict) -> tuple:
@@ -101,7 +105,10 @@ def compile_one(cell: Cell, part: str) -> None:
 
 def main(argv: list[str]) -> None:
     del argv
-    known = done()
+    sys.path.insert(0, str(REPOSITORY))
+    from dimba_jax.aot import program
+
+    known = done(program() if AGAIN.value else None)
     todo = [
         (cell, part)
         for cell in cells()

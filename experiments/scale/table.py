@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from search import identity
+
 RESULTS, README = (Path(__file__).with_name(name) for name in ("results.jsonl", "README.md"))
 BEGIN, END = "<!-- tables: table.py -->\n", "<!-- end of tables -->\n"
 CHIPS = {"v5e:16x16": "v5e-256", "v5p:8x8x8": "v5p-512", "v6e:16x16": "v6e-256"}
@@ -21,7 +23,8 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    rows = list({identity(row): row for row in lines}.values())  # of several the last
     rows.sort(key=lambda row: (list(CHIPS).index(row["topology"]), row["name"], row["length"]))
     out = []
     for part, title in (("train", "Training step"), ("sample", "One step of denoising")):

@@ -5,13 +5,12 @@ python experiments/tasks/report.py
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq_tables import Line, runs, scores
+from seq2seq_tables import Line, read, runs, scores
 
 
 def tables(lines: list[Line]) -> str:
@@ -27,7 +26,7 @@ def tables(lines: list[Line]) -> str:
 
 
 def main() -> None:
-    print(tables(json.loads((Path(__file__).parent / "results.json").read_text(encoding="utf-8"))))
+    print(tables(read(Path(__file__).parent / "results.json")))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
 
 DIR holds folders: qg_squad with nqg_dev.jsonl and nqg_test.jsonl (SQuAD's sentences and questions as Du et al. 2017 cut
 them), quasar_t with DiffuSeq's valid.jsonl, simplification with asset_valid.jsonl (ASSET's 2,000 sentences, ten
-references each). Sampling settings are chosen on the validation rows named below, and the test rows are scored once.
-The flags are those of experiments/qqp/run.py; figures on the validation rows: --split=valid.
+references each). The flags are those of experiments/qqp/run.py. Settings of sampling are to be chosen on the validation
+rows named below, by experiments/sweep.py or with --split=valid, and the test rows scored once with them, as
+--config.sampling flags.
 """
 
 from __future__ import annotations
@@ -51,16 +52,18 @@ TASKS = {
 }
 
 
+def workdir_of(task: str, system: str, work: Path, seed: int) -> Path:
+    return work / f"{task}-{system}-{seed}".replace(" ", "_")
+
+
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--task", choices=TASKS, required=True)
-    flags.add_argument("--system", choices=sorted({name for task in TASKS.values() for name in task.systems}))
+    flags.add_argument("--system", required=True, choices=systems(""))
     options = parse(flags, Path(__file__).parent / "results.json")
     task = TASKS[options.task]
-    if options.system not in task.systems:
-        flags.error(f"--system: choose one of {', '.join(task.systems)}")
     system = task.systems[options.system]
-    workdir = options.work / f"{options.task}-{options.system}-{options.seed}".replace(" ", "_")
+    workdir = workdir_of(options.task, options.system, options.work, options.seed)
     if not options.calls:
         train(system, workdir, options, [f"--config.data.{name}={value}" for name, value in task.data.items()])
     tests = task.tests if options.split == "test" else {"validation": {}}

@@ -78,3 +78,13 @@ def test_a_report_has_it_if_any_row_has_several_references():
 def test_no_reference_is_refused():
     with pytest.raises(ValueError, match="no reference"):
         score("a", "a")
+
+
+def test_the_sample_that_was_chosen_is_scored():
+    samples = ["x y z", "the cat is on the mat .", "the cat sat on the mat ."]  # the first is like no other
+    report = evaluate_outputs([CAT], [samples], mbr=(1, 3))
+    texts = [text.replace(".", " .").lower() for text in (CAT.source, *CAT.targets)]
+    one, chosen = report["systems"]["model"]["sari"], report["systems"]["model_mbr3"]["sari"]
+    assert one == pytest.approx(score(samples[0], *texts), abs=1e-6)
+    assert any(chosen == pytest.approx(score(text, *texts), abs=1e-6) for text in samples[1:])
+    assert chosen > one
