@@ -22,7 +22,7 @@ TINY = (
     "--config.model.d_model=32", "--config.model.layers=1", "--config.model.head_dim=32", "--config.model.state_dim=8",
     "--config.model.embedding_dim=8", "--config.training.batch_size=8", "--config.training.steps=3",
     "--config.training.valid_every=0", "--config.training.valid_batches=1", "--config.training.log_every=1",
-    "--config.sampling.steps=2",
+    "--config.sampling.steps=2", "--config.model.dtype=float32", "--config.model.dropout=0",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Prints the tables of results.jsonl and draws them.
+"""Writes the tables of results.jsonl into README.md and draws them.
 
     python experiments/ablations/report.py --base=generated
 
@@ -16,6 +16,7 @@ from typing import Any
 from axes import BASES, RUNS
 
 HERE = Path(__file__).resolve().parent
+README = HERE / "README.md"
 Line = dict[str, Any]
 COLUMNS = {"bleu": "BLEU", "ibleu": "iBLEU", "bleu_source": "BLEU-src", "rouge_l": "ROUGE-L", "length": "length"}
 STEPS = "steps"
@@ -125,8 +126,17 @@ def main() -> None:
     lines = [line for line in found if line["base"] == options.base]
     if not lines:
         parser.error(f"results.jsonl has no lines of --base={options.base}: run.py makes them")
-    print(f"{table(lines)}\n\n{samplers(lines)}")
+    put(README, options.base, f"{table(lines)}\n\n{samplers(lines)}")
     draw(lines, HERE / f"{options.base}.png")
+
+
+def put(readme: Path, base: str, tables: str) -> None:
+    """Puts tables between their marks."""
+    begin, end = f"<!-- tables of {base}: report.py -->\n", f"<!-- end of tables of {base} -->\n"
+    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
+    if not found or end not in rest:
+        raise SystemExit(f"{readme} has no place for tables of {base}: give it the two lines\n{begin}{end}")
+    readme.write_text(before + begin + f"\n{tables}\n\n" + end + rest.partition(end)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":
