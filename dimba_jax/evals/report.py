@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dimba_jax.data.normalize import normalize
 from dimba_jax.evals.bleu import Ngrams, sentence_bleu
 from dimba_jax.evals.metrics import distinct, ibleu, rouge_l, self_bleu
@@ -197,7 +199,7 @@ def _means(rows: Sequence[ScoredRow], like: ScoredRow) -> dict[str, Scores]:
         for name, metrics in like.systems.items()
     }
     for name in like.edits:
-        means[name]["sari"] = _rounded(sari(sum(row.edits[name] for row in rows))) if rows else None
+        means[name]["sari"] = _rounded(sari(np.sum([row.edits[name] for row in rows], axis=0))) if rows else None
     return means
 
 
