@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import runpy
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +39,11 @@ class Base:
     @functools.cached_property
     def values(self) -> dict[str, Settings]:
         """All settings of its config, by group."""
-        config = runpy.run_path(str(CONFIGS / f"{self.recipe}.py"))["get_config"]("").to_dict()
-        return with_settings(config, self.settings | {"model.layers": self.layers})
+        spec = importlib.util.spec_from_file_location(self.recipe, CONFIGS / f"{self.recipe}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return with_settings(module.get_config("").to_dict(), self.settings | {"model.layers": self.layers})
 
 
 class Run(NamedTuple):
