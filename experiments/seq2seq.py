@@ -162,10 +162,10 @@ def score(
         "objective": system.objective, "backbone": system.backbone, "device": jax.devices()[0].device_kind,
         "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
         "train_minutes": round(sum(spent(workdir)) / 60, 2), "train_steps": model.step,
-        "seed": options.seed, "split": options.split,
+        "seed": options.seed, "split": options.split, "sampling": among(options.settings),
     }  # fmt: skip
-    sampling = dataclasses.replace(model.config.sampling, **among(options.settings), num_samples=1)
-    sampling = dataclasses.replace(sampling, batch_size=options.batch_size)
+    settings = among(options.settings) | {"num_samples": 1, "batch_size": options.batch_size}
+    sampling = dataclasses.replace(model.config.sampling, **settings)
     cases = [dataclasses.replace(sampling, steps=steps) for steps in options.calls] or [
         dataclasses.replace(sampling, num_samples=max(options.mbr))
     ]
@@ -232,8 +232,8 @@ def unselected(path: Path, examples: Sequence[Any], texts: Sequence[str], count:
 
 
 def key(line: Line) -> tuple[Any, ...]:
-    """What a line is the figure of."""
-    steps = line.get("steps") if line.get("curve") else None  # without, a line is of the recipe's own settings
+    """What a line is the figure of: one set of sampling settings, "sampling" where they are not the recipe's."""
+    steps = line.get("steps") if line.get("curve") else None  # a curve has a line for each number of them
     return steps, *(line.get(name) for name in IDENTITY)
 
 

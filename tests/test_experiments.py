@@ -166,6 +166,7 @@ def test_a_task_is_scored_on_its_own_rows(tmp_path, study, monkeypatch):
         ("question generation", "Quasar-T"): (3, False),
         ("simplification", "ASSET"): (200, True),
     }
+    assert all(line["sampling"] == {"steps": 9} and line["steps"] == 9 for line in found.values())
     assert (tmp_path / "question_generation-DIMBA-0" / "first_rows_Quasar-T_test.json").exists()
     tables = study("tasks", "report").tables(lines)
     assert "simplification, ASSET" in tables and tables.count("| SARI |") == 1

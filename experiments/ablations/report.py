@@ -10,10 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from axes import BASES, RUNS
+from seq2seq_tables import cell
 
 HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
@@ -38,9 +42,7 @@ def label(sampling: Line) -> str:
 def figure(lines: list[Line], name: str, digits: int) -> str:
     if len({(line["rows"], line["step"]) for line in lines}) > 1:
         raise SystemExit(f"{lines[0]['run']}: lines of other rows or steps are no seeds of one figure")
-    values = [line[name] for line in lines]
-    mean, spread = statistics.fmean(values), (max(values) - min(values)) / 2
-    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else "")
+    return cell(lines, name, f".{digits}f")
 
 
 def table(lines: list[Line]) -> str:
@@ -95,7 +97,7 @@ def draw(lines: list[Line], png: Path) -> None:
         for sampling, group in chosen(lines, run.axis, run.name).items()
         if run.axis != "sampler"
     ]
-    figure, (left, right) = plt.subplots(
+    picture, (left, right) = plt.subplots(
         1, 2, figsize=(12, 0.24 * len(bars) + 1.2), layout="constrained", width_ratios=[3, 2]
     )
     for place, (_, values) in enumerate(bars):
@@ -114,8 +116,8 @@ def draw(lines: list[Line], png: Path) -> None:
         right.legend(frameon=False, fontsize=8)
     for plot in (left, right):
         plot.spines[["top", "right"]].set_visible(False)
-    figure.savefig(png, dpi=130)
-    plt.close(figure)
+    picture.savefig(png, dpi=130)
+    plt.close(picture)
 
 
 def main() -> None:
