@@ -54,6 +54,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--limit", type=int, help="only so many rows; for trying out")
     made.add_argument("--mbr", type=numbers, default=[1, 10], help="numbers of samples to choose among")
     made.add_argument("--calls", type=numbers, default=[], help="score one sample with each of these steps instead")
+    made.add_argument("--score_only", action="store_true", help="train nothing: score what is trained already")
     made.add_argument("--batch_size", type=int, default=2500, help="rows of a sampling call")
     made.add_argument("--results", type=Path, help="results.json beside the script unless given")
     return made
@@ -89,7 +90,12 @@ def parse_with_settings(made: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def train(system: System, workdir: Path, options: argparse.Namespace, settings: Sequence[str] = ()) -> None:
-    """Trains until it is done; if time is up before, ends this program with UNFINISHED."""
+    """Trains until it is done; if time is up before, ends this program with UNFINISHED.
+
+    With --calls or --score_only it does nothing.
+    """
+    if options.calls or options.score_only:
+        return
     flags = [f"--config.data.path={options.data}", f"--seed={options.seed}", *settings, *options.settings]
     status = run_training(system.config, workdir, flags, options.minutes)
     if status not in (None, 0, -signal.SIGTERM, 128 + signal.SIGTERM):
@@ -151,7 +157,7 @@ def score(
 
     model = load(workdir)
     if model.step < model.config.training.steps:
-        print(f"{workdir} is at step {model.step} of {model.config.training.steps}: run again, without --calls")
+        print(f"{workdir} is at step {model.step} of {model.config.training.steps}: run again, without --calls and --score_only")
         raise SystemExit(UNFINISHED)
     trained_on = dataclasses.replace(model.config.data, path=str(options.data))
     examples = load_split(dataclasses.replace(trained_on, **(data or {})), options.split)[: options.limit]

@@ -8,9 +8,9 @@ DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a rec
 were chosen on the validation split. Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is
 told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
 start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too).
---calls scores one sample for each number of sampling steps. Flags as --config.training.steps=100 are handed on to
-training; those of --config.sampling hold for scores of what is trained already, too. Sentences a second are those of
-one sample each in a second round, whose programs are compiled.
+--calls scores one sample for each number of sampling steps, --score_only what is trained already. Flags as
+--config.training.steps=100 are handed on to training; those of --config.sampling hold for these scores, too. Sentences
+a second are those of one sample each in a second round, whose programs are compiled.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def main() -> None:
     options = parse(flags, Path(__file__).parent / "results.json")
     system = SYSTEMS[options.system]
     workdir = options.work / f"{options.system.replace(' ', '_')}-{options.seed}"
-    if not options.calls:
-        train(system, workdir, options)
+    train(system, workdir, options)
     keep(options.results, score(system, workdir, options, {"system": options.system}))
 
 

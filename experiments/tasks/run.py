@@ -64,8 +64,7 @@ def main() -> None:
     task = TASKS[options.task]
     system = task.systems[options.system]
     workdir = workdir_of(options.task, options.system, options.work, options.seed)
-    if not options.calls:
-        train(system, workdir, options, [f"--config.data.{name}={value}" for name, value in task.data.items()])
+    train(system, workdir, options, [f"--config.data.{name}={value}" for name, value in task.data.items()])
     tests = task.tests if options.split == "test" else {"validation": {}}
     for name, data in tests.items():
         named = {"task": options.task, "test": name, "system": options.system}
