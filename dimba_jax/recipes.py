@@ -33,8 +33,12 @@ def with_model(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
 
 
 def autoregressive(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
-    """The next-token twin: the same data, training and sampling settings, and a network that looks back only."""
+    """The next-token twin: the same data and training, and a network that looks back only.
+
+    Sampling settings are the same, too, but for `end_bias`, which makes up for what unmasking does to lengths.
+    """
     twin = with_model(config, suffix, direction="causal", **model)
+    twin = replace(twin, sampling=replace(twin.sampling, end_bias=0.0))
     process = replace(config.process, kind="autoregressive", weighting="elbo")  # weights are of masked positions
     return replace(twin, process=process)
 

@@ -157,7 +157,8 @@ def score(
 
     model = load(workdir)
     if model.step < model.config.training.steps:
-        print(f"{workdir} is at step {model.step} of {model.config.training.steps}: run again, without --calls and --score_only")
+        at = f"step {model.step} of {model.config.training.steps}"
+        print(f"{workdir} is at {at}: run again, without --calls and --score_only")
         raise SystemExit(UNFINISHED)
     trained_on = dataclasses.replace(model.config.data, path=str(options.data))
     examples = load_split(dataclasses.replace(trained_on, **(data or {})), options.split)[: options.limit]

@@ -1,10 +1,13 @@
-"""Prints the tables of this study from results.json and draws its curves.
+"""Prints the tables of this study from results.json and sampling.jsonl and draws its curves.
 
-python experiments/qqp/report.py
+    python experiments/qqp/report.py
+
+sampling.jsonl holds lines of experiments/sweep.py with the system and its seed: what was tried on the validation split.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -21,6 +24,7 @@ def draw(lines: list[Line], png: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     chosen = [line for line in lines if line["subset"] == "all" and line["split"] == "test" and line["mbr"] == 1]
     copies = {line["bleu"]: line["ibleu"] for line in chosen if line["system"] == "copy"}
@@ -35,11 +39,26 @@ def draw(lines: list[Line], png: Path) -> None:
         for value, plot in zip((bleu, ibleu), axes, strict=True):
             plot.axhline(value, color="grey", linestyle=":", label="copying the source")
     for name, plot in zip(("BLEU", "iBLEU"), axes, strict=True):
-        plot.set(xscale="log", xlabel="network calls, one sample", ylabel=f"{name}, QQP test")
+        plot.set(xlabel="network calls, one sample", ylabel=f"{name}, QQP test")
+        plot.set_xscale("log", base=2)
+        plot.xaxis.set_major_formatter(ScalarFormatter())
         plot.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(png, dpi=130)
     plt.close(figure)
+
+
+def sampling(lines: list[Line]) -> str:
+    """What sampling settings gave on the validation split, a table of the settings that differ."""
+    names = ("score", "end_bias", "temperature", "score_noise", "num_samples")
+    figures = ("model.bleu", "model.ibleu", "model.length", "model_mbr10.bleu", "model_mbr10.ibleu")
+    heads = ("system", *names, "BLEU", "iBLEU", "length", "BLEU, MBR 10", "iBLEU, MBR 10")
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for line in lines:
+        settings = (str(line[name]) for name in names)
+        found = (format(line[name], ".1f" if "length" in name else ".4f") if name in line else "–" for name in figures)
+        rows.append(f"| {' | '.join((line['system'], *settings, *found))} |")
+    return "\n".join(rows)
 
 
 def _calls(line: Line) -> float:
@@ -51,6 +70,8 @@ def main() -> None:
     print(f"{runs(lines)}\n")
     for subset in ("all", "unseen"):
         print(f"{subset} rows\n\n{scores(lines, subset)}\n")
+    tried = (HERE / "sampling.jsonl").read_text(encoding="utf-8").splitlines()
+    print(f"{sampling([json.loads(line) for line in tried])}\n")
     draw(lines, HERE / "calls.png")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
+from dimba_jax.data.tokenizers import PAD
 from dimba_jax.diffusion.masked import Masked
 from dimba_jax.sampling.discrete.distribution import Score, TokenChoice, sureness, surest
 from dimba_jax.sampling.discrete.unmasker import Scalar, Step, even_times, fold
@@ -27,12 +28,17 @@ class Confidence:
     How sure a position is (`sureness`) is read off the logits as they come, and does not depend on its draw:
     one position a step, at temperature 1 and with exact posteriors, so samples the exact distribution.
     `score_noise` is the temperature of Gumbel noise on the log-scores; it fades as t does.
+
+    With `padding_apart` positions whose most probable token is padding and all others are two groups, and of each
+    the step reveals the share alpha has of what is still masked, at least one. Otherwise padding, of which a network is
+    sure early, uses up the first steps, and words have to be written several at a time in the last ones.
     """
 
     choice: TokenChoice = field(default_factory=TokenChoice)
     score: Score = "probability"
     threshold: float = 0.0
     score_noise: float = 0.0
+    padding_apart: bool = False
 
     @property
     def remasks(self) -> bool:
@@ -65,7 +71,14 @@ class Confidence:
             chosen = masked & (chosen | (s == 0.0))
         else:
             noisy = _add_noise(keys, sure, self.score_noise, t)
-            chosen = surest(noisy, masked, _how_many(masked, state, s, process))
+            if self.padding_apart:
+                padding = jnp.argmax(logits, axis=-1) == PAD
+                groups = masked & padding, masked & ~padding
+                chosen = jnp.zeros_like(masked)
+                for group in groups:
+                    chosen |= surest(noisy, group, _share(group, t, s, process))
+            else:
+                chosen = surest(noisy, masked, _how_many(masked, state, s, process))
         drawn = self.choice.draw(fold(keys, 1), logits)
         return Step(jnp.where(chosen, drawn, tokens), masked & ~chosen, state)
 
@@ -134,6 +147,13 @@ def _how_many(masked: Bool[Array, "b k"], editable: Int[Array, " b"], s: Scalar,
     left = jnp.sum(masked, axis=1, dtype=jnp.int32)
     revealed = jnp.round(editable * process.alpha(s)).astype(jnp.int32)
     return jnp.where(s == 0.0, left, jnp.clip(revealed - (editable - left), 1, left))
+
+
+def _share(masked: Bool[Array, "b k"], t: Scalar, s: Scalar, process: Masked) -> Int[Array, " b"]:
+    """How many of these positions a step from t to s reveals: the schedule's share of what is left, one at least."""
+    left = jnp.sum(masked, axis=1, dtype=jnp.int32)
+    share = (process.alpha(s) - process.alpha(t)) / (1.0 - process.alpha(t))
+    return jnp.where(s == 0.0, left, jnp.clip(jnp.round(left * share).astype(jnp.int32), jnp.minimum(left, 1), left))
 
 
 def _add_noise(keys: PRNGKeyArray, sure: Float[Array, "b k"], temperature: float, t: Scalar) -> Float[Array, "b k"]:

@@ -24,9 +24,11 @@ def make_unmasker(settings: SamplingConfig) -> Unmasker:
         case "confidence":
             if s.threshold > 0.0 and s.score_noise > 0.0:
                 raise ConfigError("score_noise orders positions, and a threshold asks for no order: set one of them")
-            return Confidence(choice, s.score, s.threshold, s.score_noise)
+            if s.threshold > 0.0 and s.padding_apart:
+                raise ConfigError("padding_apart is about shares, and a threshold knows none: set one of them")
+            return Confidence(choice, s.score, s.threshold, s.score_noise, s.padding_apart)
         case "low_confidence":
-            return LowConfidence(choice, s.score, s.score_noise)
+            return LowConfidence(choice, s.score, s.score_noise, s.revise)
         case "remdm":
             if s.remask_strength > 1.0:
                 raise ConfigError(f"remask_strength={s.remask_strength}: is a probability, at most 1")

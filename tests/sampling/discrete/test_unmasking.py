@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dimba_jax.config import ConfigError, SamplingConfig
+from dimba_jax.data.tokenizers import PAD
 from dimba_jax.sampling.discrete.distribution import TokenChoice
 from dimba_jax.sampling.discrete.loop import unmask
 from dimba_jax.sampling.discrete.unmasking import Ancestral, Confidence, LowConfidence, ReMDM, make_unmasker
@@ -42,6 +43,7 @@ STEPPERS = [
     Confidence(),
     Confidence(threshold=0.6),
     Confidence(score_noise=3.0),
+    Confidence(padding_apart=True),
     LowConfidence(),
     LowConfidence(revise=True),
     ReMDM(strength=0.3),
@@ -102,6 +104,27 @@ def test_scores_know_nothing_of_temperature_and_filters(make_masked):
     plain = order_of(states(make_masked, Confidence(GREEDY), LENGTH)[0])
     hot = order_of(states(make_masked, Confidence(TokenChoice(5.0, top_k=3)), LENGTH)[0])
     np.testing.assert_array_equal(plain, hot)
+
+
+def test_padding_apart_has_a_rate_of_its_own(make_masked):
+    # row 0: padding is most probable, and sure, in 8 of 12 positions; row 1: in none
+    first = np.full((12, VOCAB), 0.0)
+    first[:8, PAD], first[8:, 3] = np.linspace(5, 6, 8), [1.0, 4.0, 2.0, 3.0]
+    second = np.full((12, VOCAB), 0.0)
+    second[:, 4] = np.linspace(1, 2, 12)
+    logits = jnp.asarray(np.stack([first, second] + [second] * (ROWS - 2)), jnp.float32)
+    network = lambda tokens, t: logits  # noqa: E731
+    trajectory, calls = states(make_masked, Confidence(GREEDY, padding_apart=True), 4, network=network)
+    step = order_of(trajectory)
+    np.testing.assert_array_equal(step[0], [4, 4, 3, 3, 2, 2, 1, 1, 4, 1, 3, 2])  # two of padding and a word a step
+    np.testing.assert_array_equal(step[1], np.repeat([4, 3, 2, 1], 3))
+    assert calls == 4
+    together = order_of(states(make_masked, Confidence(GREEDY), 4, network=network)[0])
+    np.testing.assert_array_equal(together[0], [3, 3, 2, 2, 2, 1, 1, 1, 4, 3, 4, 4])  # the words come last, by threes
+    # more steps than positions: one of each group a step, and no call too many
+    trajectory, calls = states(make_masked, Confidence(GREEDY, padding_apart=True), 50, network=network)
+    assert calls == 12
+    assert (((trajectory == MASK).sum(axis=2)[:, 0])[:9] == [12, 10, 8, 6, 4, 3, 2, 1, 0]).all()
 
 
 def test_at_least_one_a_step_and_no_call_too_many(make_masked):
@@ -215,12 +238,15 @@ def test_the_stepper_of_the_settings():
     assert make(sampler="ancestral", **common) == Ancestral(choice)
     assert make(sampler="confidence", score="margin", threshold=0.8, **common) == Confidence(choice, "margin", 0.8)
     assert make(sampler="low_confidence", score_noise=2.0) == LowConfidence(score_noise=2.0)
+    assert make(sampler="low_confidence", revise=True) == LowConfidence(revise=True)
+    assert make(sampler="confidence", padding_apart=True) == Confidence(padding_apart=True)
     assert make(sampler="remdm", remask="loop", remask_strength=0.02, remask_window=(0.1, 0.5)) == ReMDM(
         variant="loop", strength=0.02, window=(0.1, 0.5)
     )
     for more, message in (
         ({"sampler": "ddim"}, "sampler='ddim': expected ancestral"),
         ({"sampler": "confidence", "threshold": 0.5, "score_noise": 1.0}, "set one of them"),
+        ({"sampler": "confidence", "threshold": 0.5, "padding_apart": True}, "knows none: set one of them"),
         ({"sampler": "remdm", "remask_strength": 1.5}, "remask_strength=1.5"),
         ({"sampler": "remdm", "remask": "loop", "remask_window": (0.0, 0.5)}, "take a low end above 0"),
     ):
