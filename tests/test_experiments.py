@@ -105,6 +105,11 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert f"| DiffuTran | 1 | 1 | {one['bleu']:.4f} |" in table and "| copy |" in table
     assert "| DiffuTran | masked | Transformer |" in report.runs(again)
     report.draw(again, tmp_path / "calls.png")
+    tried = [{"system": "A", "steps": 4, "model.bleu": 0.25}, {"system": "A", "end_bias": -1.0, "model.bleu": 0.5}]
+    assert report.sampling(tried).splitlines() == [
+        "| system | steps | end_bias | BLEU |", "|---|---|---|---|", "| A | 4 | recipe's | 0.2500 |",
+        "| A | recipe's | -1.0 | 0.5000 |",
+    ]  # fmt: skip
     assert (tmp_path / "calls.png").stat().st_size > 1000
 
 

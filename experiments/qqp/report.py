@@ -1,8 +1,9 @@
-"""Prints the tables of this study from results.json and sampling.jsonl and draws its curves.
+"""Prints the tables of this study and draws its curves.
 
     python experiments/qqp/report.py
 
-sampling.jsonl holds lines of experiments/sweep.py with the system and its seed: what was tried on the validation split.
+results.json holds the lines of run.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py, with the
+system's name: what was tried on the validation split, of the system scored and of a small one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sampling_settings import DEFAULTS
 from seq2seq_tables import Line, read, runs, scores
 
 HERE = Path(__file__).parent
+TRIED = {
+    "model.bleu": "BLEU",
+    "model.ibleu": "iBLEU",
+    "model.length": "length",
+    "model_mbr10.bleu": "BLEU, MBR 10",
+    "model_mbr10.ibleu": "iBLEU, MBR 10",
+}
 
 
 def draw(lines: list[Line], png: Path) -> None:
@@ -49,15 +58,18 @@ def draw(lines: list[Line], png: Path) -> None:
 
 
 def sampling(lines: list[Line]) -> str:
-    """What sampling settings gave on the validation split, a table of the settings that differ."""
-    names = ("score", "end_bias", "temperature", "score_noise", "num_samples")
-    figures = ("model.bleu", "model.ibleu", "model.length", "model_mbr10.bleu", "model_mbr10.ibleu")
-    heads = ("system", *names, "BLEU", "iBLEU", "length", "BLEU, MBR 10", "iBLEU, MBR 10")
-    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    """What sampling settings gave on the validation split: a column for each setting that a line names."""
+    settings = [name for name in DEFAULTS if any(name in line for line in lines) and name != "batch_size"]
+    figures = {name: head for name, head in TRIED.items() if any(name in line for line in lines)}
+    rows = [
+        f"| {' | '.join(('system', *settings, *figures.values()))} |",
+        "|" + "---|" * (1 + len(settings) + len(figures)),
+    ]
     for line in lines:
-        settings = (str(line[name]) for name in names)
-        found = (format(line[name], ".1f" if "length" in name else ".4f") if name in line else "–" for name in figures)
-        rows.append(f"| {' | '.join((line['system'], *settings, *found))} |")
+        cells = [str(line.get(name, "recipe's")) for name in settings]
+        for name in figures:
+            cells.append(format(line[name], ".1f" if "length" in name else ".4f") if name in line else "–")
+        rows.append(f"| {' | '.join((line['system'], *cells))} |")
     return "\n".join(rows)
 
 
@@ -70,8 +82,9 @@ def main() -> None:
     print(f"{runs(lines)}\n")
     for subset in ("all", "unseen"):
         print(f"{subset} rows\n\n{scores(lines, subset)}\n")
-    tried = (HERE / "sampling.jsonl").read_text(encoding="utf-8").splitlines()
-    print(f"{sampling([json.loads(line) for line in tried])}\n")
+    for name in ("sampling.jsonl", "padding_apart.jsonl"):
+        tried = (HERE / name).read_text(encoding="utf-8").splitlines()
+        print(f"{sampling([json.loads(line) for line in tried])}\n")
     draw(lines, HERE / "calls.png")
 
 
