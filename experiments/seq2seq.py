@@ -54,7 +54,9 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--limit", type=int, help="only so many rows; for trying out")
     made.add_argument("--mbr", type=numbers, default=[1, 10], help="numbers of samples to choose among")
     made.add_argument("--calls", type=numbers, default=[], help="score one sample with each of these steps instead")
-    made.add_argument("--score_only", action="store_true", help="train nothing: score what is trained already")
+    made.add_argument(
+        "--score_only", action="store_true", help="train nothing, score what is trained; flags of training are not read"
+    )
     made.add_argument("--batch_size", type=int, default=2500, help="rows of a sampling call")
     made.add_argument("--results", type=Path, help="results.json beside the script unless given")
     return made
@@ -173,10 +175,10 @@ def score(
     }  # fmt: skip
     settings = among(options.settings) | {"num_samples": 1, "batch_size": options.batch_size}
     sampling = dataclasses.replace(model.config.sampling, **settings)
+    chosen = [1] if options.calls else drawn_apart(options.mbr, model.config.process.kind, sampling)
     cases = [dataclasses.replace(sampling, steps=steps) for steps in options.calls] or [
-        dataclasses.replace(sampling, num_samples=max(options.mbr))
+        dataclasses.replace(sampling, num_samples=max(chosen))
     ]
-    sizes = [1] if options.calls else options.mbr
     prompts = [example.source for example in examples]
 
     def sample(settings: Any, seed: int, progress: bool = False) -> Any:
@@ -186,19 +188,36 @@ def score(
     for settings in cases:
         made = sample(settings, options.seed, progress=True)
         report = evaluate_outputs(
-            examples, [g.texts for g in made], known, sizes, made[0].network_calls, split=options.split
+            examples, [g.texts for g in made], known, chosen, made[0].network_calls, split=options.split
         )
         a_second = sentences_a_second(sample, dataclasses.replace(settings, num_samples=1), len(prompts))
         sampled = {"steps": settings.steps, "curve": bool(options.calls)}
-        found = lines_of(report, sizes, common | sampled, a_second)
+        found = lines_of(report, chosen, common | sampled, a_second)
         for line in found:
             shown = {k: line[k] for k in ("system", "subset", "mbr", "network_calls", "bleu", "ibleu", "bleu_source")}
             print(json.dumps(shown), flush=True)
         lines += found
-        if not options.calls:
+        if not options.calls and 1 in chosen:  # --mbr=10 alone has settings of its own
             where = "_".join(["first_rows", *(names[name] for name in ("test",) if name in names), options.split])
             unselected(workdir / f"{where}.json", examples, [g.texts[0] for g in made])
     return lines
+
+
+def drawn_apart(sizes: list[int], kind: str, sampling: Any) -> list[int]:
+    """The numbers of samples to choose among; of settings that draw nothing by chance one alone, and says so.
+
+    Raises:
+      SystemExit: then none is left.
+    """
+    by_chance = kind == "gaussian" or sampling.temperature > 0 or sampling.sampler in ("ancestral", "remdm")
+    if by_chance or (kind == "masked" and sampling.score_noise > 0) or max(sizes) == 1:
+        return sizes
+    said = f"--mbr={','.join(map(str, sizes))}: with these settings all samples of a row are the same"
+    mend = "for others set --config.sampling.temperature, or score_noise"
+    if 1 not in sizes:
+        raise SystemExit(f"{said}: {mend}")
+    print(f"{said}, and one is scored; {mend}")
+    return [1]
 
 
 def sentences_a_second(sample: Callable[[Any, int], Any], settings: Any, rows: int) -> float:

@@ -78,7 +78,7 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     results = tmp_path / "results.json"
     flags = (f"--data={tmp_path / 'data'}", f"--work={tmp_path / 'runs'}", f"--results={results}")
     flags = (*flags, "--system=DiffuTran")
-    status, said = run("qqp", *flags, "--mbr=1,2")
+    status, said = run("qqp", *flags, "--mbr=1,2", "--config.sampling.temperature=1")
     assert status == 0, said
     lines = json.loads(results.read_text())
     assert {(line["system"], line["subset"], line["mbr"]) for line in lines} == {
@@ -100,12 +100,26 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert {line["network_calls"] for line in again if line.get("curve")} == {1, 3}
     assert (tmp_path / "runs" / "DiffuTran-0" / "wall.json").read_text() == before
 
+    # what the recipe draws is the same every time; samples of other settings do not take its rows' place
+    first = tmp_path / "runs" / "DiffuTran-0" / "first_rows_test.json"
+    first.unlink()
+    other = (f"--results={tmp_path / 'other.json'}", "--score_only", "--mbr=2", "--config.sampling.temperature=0")
+    status, said = run("qqp", *flags, *other)
+    assert "all samples of a row are the same" in str(status) and "score_noise" in str(status)
+    status, said = run("qqp", *flags, *other, "--config.sampling.score_noise=1")
+    assert status == 0 and not first.exists()
+    assert {line["mbr"] for line in json.loads((tmp_path / "other.json").read_text()) if line["system"] != "copy"} == {
+        2
+    }
+    assert (tmp_path / "runs" / "DiffuTran-0" / "wall.json").read_text() == before
+
     report = study("qqp", "report")
+    assert report.calls(again).splitlines()[-1].startswith("| DiffuTran | 3 |")
     table = report.scores(again, "all")
     assert f"| DiffuTran | 1 | 1 | {one['bleu']:.4f} |" in table and "| copy |" in table
     assert "| DiffuTran | masked | Transformer |" in report.runs(again)
     report.draw(again, tmp_path / "calls.png")
-    tried = [{"system": "A", "steps": 4, "model.bleu": 0.25}, {"system": "A", "end_bias": -1.0, "model.bleu": 0.5}]
+    tried = [{"checkpoint": "A", "steps": 4, "model.bleu": 0.25}, {"system": "A", "end_bias": -1.0, "model.bleu": 0.5}]
     assert report.sampling(tried).splitlines() == [
         "| system | steps | end_bias | BLEU |", "|---|---|---|---|", "| A | 4 | recipe's | 0.2500 |",
         "| A | recipe's | -1.0 | 0.5000 |",

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sampling_settings import DEFAULTS
-from seq2seq_tables import Line, read, runs, scores
+from seq2seq_tables import FIGURES, Line, read, runs, scores
 
 HERE = Path(__file__).parent
 TRIED = {
@@ -57,6 +57,22 @@ def draw(lines: list[Line], png: Path) -> None:
     plt.close(figure)
 
 
+def calls(lines: list[Line]) -> str:
+    """Quality and speed of one sample against network calls, on all test rows."""
+    chosen = [line for line in lines if line.get("curve") and line["split"] == "test"]
+    unseen = {(line["system"], line["seed"], line["steps"]): line for line in chosen if line["subset"] == "unseen"}
+    heads = "system | calls | BLEU | iBLEU | BLEU-src | dist-1 | length | sentences/s | BLEU, unseen rows"
+    rows = [f"| {heads} |", "|" + "---|" * 9]
+    figures = {
+        name: FIGURES[name][1] for name in ("bleu", "ibleu", "bleu_source", "dist1", "length", "sentences_per_s")
+    }
+    for line in sorted((one for one in chosen if one["subset"] == "all"), key=lambda one: (one["system"], _calls(one))):
+        other = unseen[line["system"], line["seed"], line["steps"]]
+        cells = [format(line[name], how) for name, how in figures.items()]
+        rows.append(f"| {line['system']} | {_calls(line):.0f} | {' | '.join(cells)} | {other['bleu']:.4f} |")
+    return "\n".join(rows)
+
+
 def sampling(lines: list[Line]) -> str:
     """What sampling settings gave on the validation split: a column for each setting that a line names."""
     settings = [name for name in DEFAULTS if any(name in line for line in lines) and name != "batch_size"]
@@ -69,7 +85,7 @@ def sampling(lines: list[Line]) -> str:
         cells = [str(line.get(name, "recipe's")) for name in settings]
         for name in figures:
             cells.append(format(line[name], ".1f" if "length" in name else ".4f") if name in line else "–")
-        rows.append(f"| {' | '.join((line['system'], *cells))} |")
+        rows.append(f"| {' | '.join((line.get('system', line.get('checkpoint')), *cells))} |")
     return "\n".join(rows)
 
 
@@ -82,6 +98,7 @@ def main() -> None:
     print(f"{runs(lines)}\n")
     for subset in ("all", "unseen"):
         print(f"{subset} rows\n\n{scores(lines, subset)}\n")
+    print(f"{calls(lines)}\n")
     for name in ("sampling.jsonl", "padding_apart.jsonl"):
         tried = (HERE / name).read_text(encoding="utf-8").splitlines()
         print(f"{sampling([json.loads(line) for line in tried])}\n")

@@ -36,6 +36,10 @@ class Ancestral:
         return False
 
     @property
+    def goes_on(self) -> bool:
+        return False
+
+    @property
     def counts(self) -> bool:
         return False
 
@@ -86,6 +90,10 @@ class ReMDM:
 
     @property
     def remasks(self) -> bool:
+        return True
+
+    @property
+    def goes_on(self) -> bool:
         return True
 
     @property

@@ -26,12 +26,14 @@ class Confidence:
     at least the surest one (Fast-dLLM, arXiv 2505.22618).
 
     How sure a position is (`sureness`) is read off the logits as they come, and does not depend on its draw:
-    one position a step, at temperature 1 and with exact posteriors, so samples the exact distribution.
+    one position a step, at temperature 1 and with exact posteriors, so samples the exact distribution (not with
+    `padding_apart`, which may reveal two).
     `score_noise` is the temperature of Gumbel noise on the log-scores; it fades as t does.
 
-    With `padding_apart` positions whose most probable token is padding and all others are two groups, and of each
-    the step reveals the share alpha has of what is still masked, at least one. Otherwise padding, of which a network is
-    sure early, uses up the first steps, and words have to be written several at a time in the last ones.
+    With `padding_apart` positions whose most probable token is padding and all others are two groups, and of what is
+    still masked of each the step reveals (alpha_s - alpha_t) / (1 - alpha_t), rounded, and at least one.
+    Otherwise padding, of which a network is sure early, takes up the first steps, and words are written several at
+    a time in the last ones. (Ours; experiments/qqp has what it brought to a small model.)
     """
 
     choice: TokenChoice = field(default_factory=TokenChoice)
@@ -42,6 +44,10 @@ class Confidence:
 
     @property
     def remasks(self) -> bool:
+        return False
+
+    @property
+    def goes_on(self) -> bool:
         return False
 
     @property
@@ -112,6 +118,10 @@ class LowConfidence:
     @property
     def remasks(self) -> bool:
         return self.revise
+
+    @property
+    def goes_on(self) -> bool:
+        return False  # once all have stayed the schedule masks none again
 
     def times(self, steps: int) -> np.ndarray:
         return even_times(steps)

@@ -110,7 +110,7 @@ def unmask(
         )
 
     def unfinished(carry: _Carry) -> Array:
-        return (carry.i < steps) & (jnp.any(carry.masked) | stepper.remasks)
+        return (carry.i < steps) & (jnp.any(carry.masked) | stepper.goes_on)
 
     logits = None
     if reuse:

@@ -130,7 +130,8 @@ def check_settings(config: RunConfig, settings: SamplingConfig) -> None:
         ),
         (
             s.length == "first" and s.end_bias != 0.0,
-            f"end_bias={s.end_bias}: with length='first' the length is chosen before; set length_bias in its place",
+            f"end_bias={s.end_bias}: with length='first' the length is chosen before; set end_bias=0 and, if need be, "
+            "length_bias",
         ),
         (
             s.anchors or s.mean_temperature != 1.0,

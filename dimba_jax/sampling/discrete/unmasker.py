@@ -33,7 +33,12 @@ class Unmasker(Protocol):
 
     @property
     def remasks(self) -> bool:
-        """Whether a revealed token may be masked again, so that the loop cannot end before its last step."""
+        """Whether a revealed token may be masked again."""
+        ...
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it may mask tokens where nothing is masked, so that the loop cannot end before its last step."""
         ...
 
     @property

@@ -121,6 +121,20 @@ def test_padding_apart_has_a_rate_of_its_own(make_masked):
     assert calls == 4
     together = order_of(states(make_masked, Confidence(GREEDY), 4, network=network)[0])
     np.testing.assert_array_equal(together[0], [3, 3, 2, 2, 2, 1, 1, 1, 4, 3, 4, 4])  # the words come last, by threes
+    # under another schedule: alpha's share of what is left, in each group
+    process = make_masked(VOCAB, "cosine")
+    keys, tokens = jax.random.split(jax.random.key(0), ROWS), jnp.zeros((ROWS, LENGTH), jnp.int32)
+    stepper = Confidence(GREEDY, padding_apart=True)
+    run = jax.jit(lambda keys: unmask(network, process, stepper, tokens, EVERYWHERE, keys, 4, 5))
+    found = np.asarray(run(keys).trajectory)
+    left, alpha = {"padding": [8], "words": [4]}, np.asarray(process.alpha(jnp.linspace(1, 0, 5)))
+    for t, s in zip(alpha[:-1], alpha[1:], strict=True):
+        for group in left.values():
+            n = group[-1]
+            group.append(n - (n if s == alpha[-1] else int(np.clip(np.rint(n * (s - t) / (1 - t)), 1, n))))
+    assert left["padding"][1] != 6  # as under the even schedule
+    np.testing.assert_array_equal((found[:, 0, :8] == MASK).sum(axis=1), left["padding"])
+    np.testing.assert_array_equal((found[:, 0, 8:] == MASK).sum(axis=1), left["words"])
     # more steps than positions: one of each group a step, and no call too many
     trajectory, calls = states(make_masked, Confidence(GREEDY, padding_apart=True), 50, network=network)
     assert calls == 12
@@ -201,6 +215,11 @@ def test_revising_masks_the_least_sure_token_of_all_again(make_masked):
         found = np.asarray(unmask(network, make_masked(2), stepper, tokens, free, keys, 4, 5).trajectory)
         stages = found[[1, 2, 4] if revise else [1, 2], 0]
         np.testing.assert_array_equal(stages, expected)
+
+
+def test_revising_ends_when_all_tokens_have_stayed(make_masked):
+    assert states(make_masked, LowConfidence(GREEDY, revise=True), 50)[1] == LENGTH
+    assert states(make_masked, ReMDM(strength=0.0), 50)[1] == 50  # what goes by chance may mask from nothing
 
 
 def test_filters_do_not_change_the_rate_of_unmasking(make_masked):
