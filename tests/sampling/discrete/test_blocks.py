@@ -92,8 +92,13 @@ def sample(model, rows, settings, keys=None, stages=0):
 
 
 @pytest.mark.parametrize(
-    "pattern, settings", [("mamba", GREEDY), ("attention", GREEDY), ("hybrid", GREEDY), ("hybrid", CHANCE)]
-)
+    "pattern, settings",
+    [
+        ("mamba", GREEDY), ("attention", GREEDY), ("hybrid", GREEDY), ("hybrid", CHANCE),
+        ("hybrid", dataclasses.replace(GREEDY, padding_apart=True)),
+        ("hybrid", dataclasses.replace(GREEDY, sampler="low_confidence", revise=True)),
+    ],
+)  # fmt: skip
 def test_the_cache_changes_nothing(pattern, settings):
     model = tiny_model(pattern=pattern, source=SOURCE, target=TARGET, block_size=SIZE, endless=True)
     tokens, editable, visible = batch()

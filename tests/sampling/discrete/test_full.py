@@ -18,6 +18,9 @@ SETTINGS = [
     {"sampler": "confidence", "steps": 30, "threshold": 0.5},
     {"sampler": "low_confidence", "steps": 3},
     {"sampler": "remdm", "steps": 7, "remask_strength": 0.5},
+    {"sampler": "low_confidence", "steps": 3, "revise": True},
+    {"sampler": "confidence", "steps": 30, "padding_apart": True},
+    {"sampler": "confidence", "steps": 3, "padding_apart": True, "guidance": 2.0, "end_bias": -1.0},
     {"sampler": "confidence", "steps": 3, "guidance": 2.0},
     {"sampler": "confidence", "steps": 3, "length": "first"},
     {"sampler": "ancestral", "steps": 3, "length": "first", "guidance": 2.0},
@@ -126,7 +129,7 @@ def test_a_bias_against_the_end_makes_texts_longer(settings):
     "settings", [{"length": "first", "end_bias": -1.0}, {"anchors": True}, {"mean_temperature": 0.5}]
 )
 def test_settings_without_a_meaning_are_refused(settings):
-    with pytest.raises(ConfigError, match="in its place|are for Gaussian diffusion"):
+    with pytest.raises(ConfigError, match="set end_bias=0 and|are for Gaussian diffusion"):
         run(config_of(), sampler="confidence", **settings)
 
 
