@@ -32,10 +32,6 @@ class Ancestral:
     choice: TokenChoice = field(default_factory=TokenChoice)
 
     @property
-    def remasks(self) -> bool:
-        return False
-
-    @property
     def goes_on(self) -> bool:
         return False
 
@@ -87,10 +83,6 @@ class ReMDM:
     variant: Remask = "cap"
     strength: float = 0.05
     window: tuple[float, float] = (0.05, 0.55)
-
-    @property
-    def remasks(self) -> bool:
-        return True
 
     @property
     def goes_on(self) -> bool:

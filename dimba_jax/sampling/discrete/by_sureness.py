@@ -43,10 +43,6 @@ class Confidence:
     padding_apart: bool = False
 
     @property
-    def remasks(self) -> bool:
-        return False
-
-    @property
     def goes_on(self) -> bool:
         return False
 
@@ -114,10 +110,6 @@ class LowConfidence:
     @property
     def counts(self) -> bool:
         return True
-
-    @property
-    def remasks(self) -> bool:
-        return self.revise
 
     @property
     def goes_on(self) -> bool:

@@ -32,11 +32,6 @@ class Unmasker(Protocol):
     """Frozen and hashable: a static argument of the loop."""
 
     @property
-    def remasks(self) -> bool:
-        """Whether a revealed token may be masked again."""
-        ...
-
-    @property
     def goes_on(self) -> bool:
         """Whether it may mask tokens where nothing is masked, so that the loop cannot end before its last step."""
         ...

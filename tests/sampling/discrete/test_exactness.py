@@ -98,4 +98,4 @@ def test_the_share_of_masks_follows_the_schedule_under_remasking(make_masked):
             tokens, masked, state = step
             assert abs(float(masked.mean()) - times[i + 1]) < 0.02
             assert bool(((tokens == 3) == masked).all())
-        assert (again > 500) == stepper.remasks
+        assert (again > 500) == stepper.goes_on

@@ -1,14 +1,9 @@
-"""The studies' scripts, on networks too small to mean anything: lines of results, tables, and what is trained once."""
+"""Studies of sequence-to-sequence tasks, on networks too small to mean anything: lines of results, and tables."""
 
 import dataclasses
-import importlib
 import json
 import os
-import signal
 import sys
-import threading
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +11,6 @@ from flax import nnx
 
 from dimba_jax.config import DataConfig, RunConfig, TrainingConfig
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 TINY = (
     "--config.tokenizer.kind=bytes", "--config.data.source_length=24", "--config.data.target_length=24",
     "--config.model.d_model=32", "--config.model.layers=1", "--config.model.head_dim=32", "--config.model.state_dim=8",
@@ -24,26 +18,6 @@ TINY = (
     "--config.training.valid_every=0", "--config.training.valid_batches=1", "--config.training.log_every=1",
     "--config.sampling.steps=2", "--config.model.dtype=float32", "--config.model.dropout=0",
 )  # fmt: skip
-
-
-@pytest.fixture
-def study(monkeypatch):
-    """The modules of a study's folder, by name; gone again after the test, since every study has its own."""
-
-    def forget():
-        for module in ("axes", "run", "report", "seq2seq", "seq2seq_tables", "sampling_settings"):
-            sys.modules.pop(module, None)
-
-    def load(folder, name):
-        for path in (EXPERIMENTS, EXPERIMENTS / folder):
-            monkeypatch.syspath_prepend(str(path))
-        forget()
-        return importlib.import_module(name)
-
-    handler = signal.getsignal(signal.SIGTERM)
-    yield load
-    forget()
-    signal.signal(signal.SIGTERM, handler)
 
 
 def pairs(path, count, refs=0, first=0):
@@ -189,128 +163,6 @@ def test_a_task_is_scored_on_its_own_rows(tmp_path, study, monkeypatch):
     assert (tmp_path / "question_generation-DIMBA-0" / "first_rows_Quasar-T_test.json").exists()
     tables = study("tasks", "report").tables(lines)
     assert "simplification, ASSET" in tables and tables.count("| SARI |") == 1
-
-
-def test_every_ablation_is_a_valid_config_and_another_one(study):
-    """Over either base; one of the directions is the base's own."""
-    from dimba_jax.config import from_config_dict
-
-    axes = study("ablations", "axes")
-    for base in axes.BASES.values():
-        others = [run for run in axes.RUNS if run.axis not in ("base", "sampler")]
-        configs = [from_config_dict(axes.with_settings(base.values, run.over(base))) for run in others]
-        same = [run.name for run in others if not axes.differing(base, run)]
-        assert len(same) == 1 and same[0].startswith("both, "), same
-        assert len({str(config) for config in configs}) == len(others)
-
-
-class Commands:
-    """Stands for the training and sampling that ablations start; notes what is asked of them."""
-
-    def __init__(self, module, monkeypatch):
-        self.trained, self.at_once, self.breaks, self.step = [], [], (), 500
-        self.lock = threading.Lock()
-        monkeypatch.setattr(module, "run_training", self.train)
-        monkeypatch.setattr(module, "spent", lambda workdir: [1.0, 2.0])
-        monkeypatch.setattr(module.subprocess, "run", self.sweep)
-
-    def train(self, config, workdir, flags, **rest):
-        with self.lock:
-            assert workdir not in self.at_once, "two trainings at once in one folder"
-            self.at_once.append(workdir)
-            self.trained.append((workdir.name, flags))
-        time.sleep(0.01)
-        with self.lock:
-            self.at_once.remove(workdir)
-        return 2 if any(name in workdir.name for name in self.breaks) else 0
-
-    def sweep(self, command, **rest):
-        flags = dict(flag.removeprefix("--").split("=", 1) for flag in command[2:])
-        names = [axis.partition("=")[0] for axis in flags["grid"].split(";") if axis]
-        line = {"step": self.step, "of_steps": 500, "rows": int(flags["limit"]), "copy.bleu": 0.1, "seconds": 1.0}
-        line |= {f"model.{name}": 0.5 for name in ("bleu", "ibleu", "bleu_source", "rouge_l", "dist1", "length")}
-        Path(flags["output"]).write_text(json.dumps(line | dict.fromkeys(names, 1)) + "\n")
-        return type("Done", (), {"returncode": 0, "stderr": ""})
-
-
-@pytest.fixture
-def ablations(study, monkeypatch, tmp_path, capsys):
-    module = study("ablations", "run")
-    commands = Commands(module, monkeypatch)
-
-    def call(*flags, results=tmp_path / "results.jsonl"):
-        argv = [
-            "run.py",
-            "--base=generated",
-            f"--work={tmp_path}",
-            *([f"--results={results}"] if results else []),
-            *flags,
-        ]
-        monkeypatch.setattr(sys, "argv", argv)
-        try:
-            module.main()
-        except SystemExit as exit:
-            return exit.code, capsys.readouterr()
-        return 0, capsys.readouterr()
-
-    return call, commands, tmp_path / "results.jsonl"
-
-
-def test_ablations_run_once_each_and_never_two_in_a_folder(ablations, study):
-    call, commands, results = ablations
-    assert call("--jobs=4")[0] == 0
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert {(line["axis"], line["run"]) for line in lines} == {
-        (run.axis, run.name) for run in study("ablations", "axes").RUNS
-    }
-    assert {line["seconds"] for line in lines} == {3.0}
-    folders = [name for name, _ in commands.trained]
-    assert folders.count("base-0") == 3  # the base, its samplers, and the direction that it has
-    assert len(set(folders)) == len(folders) - 2
-    assert call()[1].out.startswith("0 runs to do")
-    call("--axis=loss", "--seed=1")
-    assert len(commands.trained) == len(folders) + 2
-    assert all("--seed=1" in flags for _, flags in commands.trained[-2:])
-    table = study("ablations", "report").table([json.loads(line) for line in results.read_text().splitlines()])
-    assert "| on the prompt, too | the recipe’s | 2 | 0.500 ± 0.000 |" in table
-
-
-def test_what_failed_or_is_unfinished_is_no_result_and_stops_no_other(ablations):
-    call, commands, results = ablations
-    commands.breaks = ("loss_on=all",)
-    status, said = call("--axis=loss")
-    assert "1 of 2 runs failed: on the prompt, too" in status
-    assert "training ended with status 2" in said.out
-    assert [json.loads(line)["run"] for line in results.read_text().splitlines()] == ["not on padding"]
-    commands.breaks, commands.step = (), 300
-    status, said = call("--axis=loss")
-    assert "1 of 1 runs failed" in status and "is at step 300 of 500: run this again" in said.out
-    assert len(results.read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (("--config.training.steps=20",), "name another file with --results"),
-        (("--rows=10",), "name another file with --results"),
-        (("--base=qqp",), "--base=qqp needs --data"),
-        (("--jobs=0",), "--jobs: expected a number from 1 on"),
-        (("--steps=3",), "unknown: --steps=3"),
-    ],
-)
-def test_ablations_refuse(ablations, flags, said):
-    call, commands, _ = ablations
-    status, output = call(*flags, results=None)
-    assert status == 2 and said in output.err and not commands.trained
-
-
-def test_a_report_refuses_lines_that_are_no_seeds_of_one_another(study):
-    report = study("ablations", "report")
-    line = {"axis": "base", "run": "base", "sampling": {}, "rows": 600, "step": 500, "seed": 0, "seconds": 1.0}
-    line |= dict.fromkeys(report.COLUMNS, 0.5)
-    for other in ({"rows": 10}, {"step": 20}):
-        with pytest.raises(SystemExit, match="no seeds of one figure"):
-            report.table([line, line | {"seed": 1} | other])
 
 
 def test_sampling_settings_from_text(study):
