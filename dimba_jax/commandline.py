@@ -43,7 +43,7 @@ _SAMPLING_HELP = {
     "score": "confidence, low_confidence, anchors: what makes a position sure (probability, margin or entropy)",
     "threshold": "confidence: unmask every position surer than this, one at least; 0: an even share a step",
     "score_noise": "confidence, low_confidence: temperature of Gumbel noise on the scores, fading with t",
-    "padding_apart": "confidence: unmask where padding is most probable at a rate of its own, beside the words",
+    "padding_apart": "confidence, anchors: write where padding is most probable at a rate of its own, beside the words",
     "revise": "low_confidence: what has been written may be masked again",
     "reuse_logits": "ancestral, remdm: no network call after a step that changed no token (no time conditioning)",
     "remask": "remdm: cap, rescale or loop",
@@ -75,7 +75,7 @@ _READ_BY = {
     "mean_temperature": _GAUSSIAN,
     "top_k": _TOKENS, "top_p": _TOKENS,
     "score": ("confidence", "low_confidence", *_GAUSSIAN), "score_noise": ("confidence", "low_confidence"),
-    "threshold": ("confidence",), "padding_apart": ("confidence",), "revise": ("low_confidence",),
+    "threshold": ("confidence",), "padding_apart": ("confidence", *_GAUSSIAN), "revise": ("low_confidence",),
     "reuse_logits": ("ancestral", "remdm"),
     "remask": ("remdm",), "remask_strength": ("remdm",), "remask_window": ("remdm",),
     "block_size": _MASKED, "cache": _MASKED, "length": _MASKED, "length_bias": _MASKED,
@@ -232,8 +232,9 @@ def sampling_settings(config: RunConfig, given: dict[str, Any]) -> SamplingConfi
             raise ConfigError(
                 f"--{_FLAG_NAMES.get(name, name)} has no meaning with {what}: it is for {', '.join(readers)}"
             )
-    if "score" in given and sampler in _GAUSSIAN and not settings.anchors:
-        raise ConfigError(f"--score has no meaning with sampler {sampler!r} without --anchors")
+    for name in ("score", "padding_apart"):
+        if name in given and sampler in _GAUSSIAN and not settings.anchors:
+            raise ConfigError(f"--{name} has no meaning with sampler {sampler!r} without --anchors")
     return settings
 
 

@@ -19,7 +19,7 @@ from dimba_jax.data.vocabulary import EOS, PAD
 from dimba_jax.diffusion.predict import Network, token_logits
 from dimba_jax.diffusion.process import EmbeddingProcess
 from dimba_jax.models.prepared import merge_prepared
-from dimba_jax.sampling.discrete.distribution import sureness, surest
+from dimba_jax.sampling.discrete.distribution import sureness, surest, surest_apart
 from dimba_jax.sampling.guidance import guided_network
 from dimba_jax.sampling.steppers import Stepper
 
@@ -94,7 +94,9 @@ def sample(
     """Fills in the target positions of a batch; source positions are re-imposed at every step.
 
     With `settings.anchors` step i of n leaves the share i/n of the target's positions written: those it is surest of
-    become clean tokens, which the others are diffused around, as positions of the source.
+    become clean tokens, which the others are diffused around, as positions of the source. With `padding_apart` those
+    where padding is most probable and the others are two groups, and of what is left of each the share 1/(n - i + 1)
+    is written, at least one.
 
     Compiled once for each batch shape and each group of settings; the network's parameters are
     arguments of the compiled function. A row depends on its own key and source alone, early exit
@@ -172,9 +174,13 @@ def _sample(
         found, steady = _settle(carry, found, settings.early_exit)
         still = carry.still
         if still is not None:
-            left = jnp.round(jnp.sum(target, axis=1) * (1.0 - (i + 1) / steps)).astype(jnp.int32)
             sure = sureness(jax.nn.log_softmax(logits(), axis=-1), settings.score)
-            still = still & ~surest(sure, still, jnp.sum(still, axis=1) - left)
+            if settings.padding_apart:
+                written = surest_apart(sure, still, found == PAD, 1.0 / (steps - i))
+            else:
+                left = jnp.round(jnp.sum(target, axis=1) * (1.0 - (i + 1) / steps)).astype(jnp.int32)
+                written = surest(sure, still, jnp.sum(still, axis=1) - left)
+            still = still & ~written
             z = jnp.where(still[..., None], z, table[found])
         here = jnp.asarray(at_stage) == i + 1
         trajectory = jnp.where(here[:, None, None], found[None], carry.trajectory)

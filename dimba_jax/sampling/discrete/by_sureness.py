@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.data.tokenizers import PAD
 from dimba_jax.diffusion.masked import Masked
-from dimba_jax.sampling.discrete.distribution import Score, TokenChoice, sureness, surest
+from dimba_jax.sampling.discrete.distribution import Score, TokenChoice, sureness, surest, surest_apart
 from dimba_jax.sampling.discrete.unmasker import Scalar, Step, even_times, fold
 
 
@@ -74,11 +74,9 @@ class Confidence:
         else:
             noisy = _add_noise(keys, sure, self.score_noise, t)
             if self.padding_apart:
+                share = (process.alpha(s) - process.alpha(t)) / (1.0 - process.alpha(t))
                 padding = jnp.argmax(logits, axis=-1) == PAD
-                groups = masked & padding, masked & ~padding
-                chosen = jnp.zeros_like(masked)
-                for group in groups:
-                    chosen |= surest(noisy, group, _share(group, t, s, process))
+                chosen = surest_apart(noisy, masked, padding, jnp.where(s == 0.0, 1.0, share))
             else:
                 chosen = surest(noisy, masked, _how_many(masked, state, s, process))
         drawn = self.choice.draw(fold(keys, 1), logits)
@@ -149,13 +147,6 @@ def _how_many(masked: Bool[Array, "b k"], editable: Int[Array, " b"], s: Scalar,
     left = jnp.sum(masked, axis=1, dtype=jnp.int32)
     revealed = jnp.round(editable * process.alpha(s)).astype(jnp.int32)
     return jnp.where(s == 0.0, left, jnp.clip(revealed - (editable - left), 1, left))
-
-
-def _share(masked: Bool[Array, "b k"], t: Scalar, s: Scalar, process: Masked) -> Int[Array, " b"]:
-    """How many of these positions a step from t to s reveals: the schedule's share of what is left, one at least."""
-    left = jnp.sum(masked, axis=1, dtype=jnp.int32)
-    share = (process.alpha(s) - process.alpha(t)) / (1.0 - process.alpha(t))
-    return jnp.where(s == 0.0, left, jnp.clip(jnp.round(left * share).astype(jnp.int32), jnp.minimum(left, 1), left))
 
 
 def _add_noise(keys: PRNGKeyArray, sure: Float[Array, "b k"], temperature: float, t: Scalar) -> Float[Array, "b k"]:

@@ -79,6 +79,18 @@ def surest(sure: Float[Array, "b k"], among: Bool[Array, "b k"], count: Int[Arra
     return among & (jnp.argsort(order, axis=1) < count[:, None])
 
 
+def surest_apart(
+    sure: Float[Array, "b k"], among: Bool[Array, "b k"], padding: Bool[Array, "b k"], share: Float[Array, ""]
+) -> Bool[Array, "b k"]:
+    """The surest `share` of these positions, of padding and of the others each: rounded, and at least one."""
+    chosen = jnp.zeros_like(among)
+    for group in (among & padding, among & ~padding):
+        left = jnp.sum(group, axis=1, dtype=jnp.int32)
+        count = jnp.clip(jnp.round(left * share).astype(jnp.int32), jnp.minimum(left, 1), left)
+        chosen |= surest(sure, group, count)
+    return chosen
+
+
 @dataclass(frozen=True)
 class TokenChoice:
     """How tokens are drawn from logits: see `filtered_log_probs`. Hashable."""
