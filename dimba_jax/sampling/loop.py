@@ -96,7 +96,7 @@ def sample(
     With `settings.anchors` step i of n leaves the share i/n of the target's positions written: those it is surest of
     become clean tokens, which the others are diffused around, as positions of the source. With `padding_apart` those
     where padding is most probable and the others are two groups, and of what is left of each the share 1/(n - i + 1)
-    is written, at least one.
+    is written, at least one. Many steps then write all before the last, and the loop ends with that.
 
     Compiled once for each batch shape and each group of settings; the network's parameters are
     arguments of the compiled function. A row depends on its own key and source alone, early exit
@@ -198,7 +198,7 @@ def _sample(
         steady=jnp.zeros(rows, jnp.int32),
         trajectory=jnp.broadcast_to(first[None], (stages, rows, length)),
     )
-    taken, end = _run(step, start, steps, settings.early_exit)
+    taken, end = _run(step, start, steps, _open(settings))
     # stages that an early exit left out show what it ended with
     left_out = jnp.asarray(at_stage)[:, None, None] > taken
     return SampleResult(
@@ -209,18 +209,30 @@ def _sample(
     )
 
 
+def _open(settings: SamplingConfig) -> Callable[[_Carry], Bool[Array, "b"]] | None:
+    """The rows that further steps may change; None if all steps are taken whatever becomes of the rows."""
+    if settings.early_exit:
+        return lambda carry: carry.steady < settings.early_exit
+    if settings.anchors and settings.padding_apart:
+        return lambda carry: jnp.any(carry.still, axis=1)
+    return None
+
+
 def _run(
-    step: Callable[[Array, _Carry], _Carry], start: _Carry, steps: int, early_exit: int
+    step: Callable[[Array, _Carry], _Carry],
+    start: _Carry,
+    steps: int,
+    rows_open: Callable[[_Carry], Bool[Array, "b"]] | None,
 ) -> tuple[Int[Array, ""], _Carry]:
-    """All the steps, or as many as it takes until no row changes; with the number taken."""
-    if early_exit == 0:
+    """All the steps, or as many as it takes until no row is open; with the number taken."""
+    if rows_open is None:
         end, _ = jax.lax.scan(lambda carry, i: (step(i, carry), None), start, jnp.arange(steps, dtype=jnp.int32))
         return jnp.int32(steps), end
 
-    def unsettled(at: tuple[Array, _Carry]) -> Array:
-        return (at[0] < steps) & ~jnp.all(at[1].steady >= early_exit)
+    def goes_on(at: tuple[Array, _Carry]) -> Array:
+        return (at[0] < steps) & jnp.any(rows_open(at[1]))
 
-    return jax.lax.while_loop(unsettled, lambda at: (at[0] + 1, step(at[0], at[1])), (jnp.int32(0), start))
+    return jax.lax.while_loop(goes_on, lambda at: (at[0] + 1, step(at[0], at[1])), (jnp.int32(0), start))
 
 
 def _settle(carry: _Carry, found: Int[Array, "b l"], early_exit: int) -> tuple[Int[Array, "b l"], Int[Array, " b"]]:

@@ -68,6 +68,7 @@ DIMBA: Settings = {
     "model.prompt_encoder": "mixer", "model.prompt_layers": 1, "model.pooled_prompt": True, "model.context": "clean",
     "training.valid_every": 0,
 }  # fmt: skip
+NO_ANCHORS: Settings = {"process.anchor_prob": 0.0, "sampling.anchors": False, "sampling.padding_apart": False}
 BASES = {
     # two CPU cores: one or two minutes a run
     "generated": Base("quickstart", 2, DIMBA | {"training.steps": 500}, 600),
@@ -75,7 +76,10 @@ BASES = {
     "qqp": Base(
         "qqp",
         4,
-        DIMBA | {"model.d_model": 384, "model.dropout": 0.1, "training.steps": 3000} | {"sampling.batch_size": 2048},
+        DIMBA
+        | NO_ANCHORS
+        | {"model.d_model": 384, "model.dropout": 0.1, "training.steps": 3000}
+        | {"sampling.batch_size": 2048, "sampling.eta": 1.0, "sampling.temperature": 1.0},
         2048,
         needs_data=True,
     ),

@@ -3,7 +3,7 @@
     python experiments/qqp/report.py
 
 results.json holds the lines of run.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py, with the
-system's name: what was tried on the validation split, of the system scored and of a small one.
+system's name: what was tried on the validation split, of the systems scored and of a small one.
 """
 
 from __future__ import annotations
@@ -100,8 +100,9 @@ def main() -> None:
         print(f"{subset} rows\n\n{scores(lines, subset)}\n")
     print(f"{calls(lines)}\n")
     for name in ("sampling.jsonl", "padding_apart.jsonl"):
-        tried = (HERE / name).read_text(encoding="utf-8").splitlines()
-        print(f"{sampling([json.loads(line) for line in tried])}\n")
+        tried = [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+        for system in dict.fromkeys(line["system"] for line in tried):
+            print(f"{sampling([line for line in tried if line['system'] == system])}\n")
     draw(lines, HERE / "calls.png")
 
 

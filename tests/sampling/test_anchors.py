@@ -25,11 +25,12 @@ SURE = np.asarray([0.0, 0.0, 2.0, 4.0, 1.0, 3.0])  # how far the answer's logit 
 class Logits(nnx.Module):
     """Puts out the answer's logit, more or less sure of it, and tells what it was asked.
 
-    A position that is still diffused beside k anchors has the answer shifted by k: a token that was written stays.
+    A position still diffused beside k anchors has the answer shifted by k (times `shift`): what was written stays.
     """
 
-    def __init__(self, table, watch, sure=SURE):
+    def __init__(self, table, watch, sure=SURE, answer=ANSWER, shift=1):
         self.embedding, self.watch, self.sure = nnx.Param(jnp.asarray(table)), watch, tuple(sure)
+        self.answer, self.shift = tuple(answer), shift
 
     def table(self):
         return self.embedding[...]
@@ -46,20 +47,21 @@ class Logits(nnx.Module):
     def __call__(self, z, t, condition, *, self_condition=None, key=None):
         jax.debug.callback(self.watch, z, condition, self_condition, ordered=True)
         anchors = TARGET - jnp.sum(condition, axis=1)
-        answer = (jnp.asarray(ANSWER)[None] + anchors[:, None]) % VOCAB
+        answer = (jnp.asarray(self.answer)[None] + self.shift * anchors[:, None]) % VOCAB
         return jnp.asarray(self.sure)[None, :, None] * jax.nn.one_hot(answer, VOCAB)
 
 
 @pytest.fixture
 def run(table):
-    def sampled(seen, sure=SURE, **settings):
+    def sampled(seen, sure=SURE, answer=ANSWER, shift=1, **settings):
         settings = SamplingConfig(**{"steps": 4, "anchors": True} | settings)
         process = make_gaussian(ProcessConfig(timesteps=20, prediction="logits", mse_weight=0.0, anchor_prob=0.5))
         target = jnp.broadcast_to(IS_TARGET, TOKENS.shape)
+        network = Logits(table, lambda *asked: seen.append([np.asarray(part) for part in asked]), sure, answer, shift)
         result = sample(
-            Logits(table, lambda *asked: seen.append([np.asarray(part) for part in asked]), sure), process,
-            make_stepper(settings), jnp.asarray(TOKENS), target, jnp.asarray(target | (TOKENS != 0)),
-            jax.random.split(jax.random.key(0), len(TOKENS)), settings, self_conditioning=True,
+            network, process, make_stepper(settings), jnp.asarray(TOKENS), target,
+            jnp.asarray(target | (TOKENS != 0)), jax.random.split(jax.random.key(0), len(TOKENS)), settings,
+            self_conditioning=True,
         )  # fmt: skip
         jax.effects_barrier()
         return result
@@ -98,6 +100,32 @@ def test_every_step_writes_its_share(run, steps, shares):
     seen = []
     run(seen, steps=steps)
     assert [int(still[0].sum()) for _, still, _ in seen] == shares
+
+
+@pytest.mark.parametrize(
+    "apart, steps, written",
+    [
+        (True, 2, [[3, 4], [2, 3, 4, 5]]),  # the surest word beside the surest padding
+        (True, 4, [[3, 4], [2, 3, 4, 5]]),  # half a position is one; nothing is left for further steps
+        (False, 2, [[4, 5], [2, 3, 4, 5]]),  # padding first
+    ],
+)
+def test_padding_is_written_at_a_rate_of_its_own(run, table, apart, steps, written):
+    seen, answer = [], [3, 4, 5, 6, PAD, PAD]
+    sure = np.asarray([0.0, 0.0, 1.0, 2.0, 4.0, 3.0])
+    result = run(seen, sure, answer, shift=0, steps=steps, padding_apart=apart)
+    anchors = [np.flatnonzero(~still[0][SOURCE:]) + SOURCE for _, still, _ in seen]
+    assert [list(where) for where in anchors] == [[], *written[:-1]]
+    assert int(result.network_calls) == len(written)
+    np.testing.assert_allclose(result.z[:, SOURCE:], np.tile(table[np.asarray(answer[SOURCE:])], (2, 1, 1)))
+    np.testing.assert_array_equal(result.tokens[:, SOURCE:], np.tile(answer[SOURCE:], (2, 1)))
+
+
+def test_padding_that_turns_out_a_word_is_one(run):
+    seen, answer = [], [3, 4, 5, 6, PAD, PAD]
+    run(seen, SURE, answer, steps=4, padding_apart=True)
+    # beside two anchors every answer is another one: what was padding in the first step is a word like the others
+    assert [int(still[0].sum()) for _, still, _ in seen] == [4, 2, 1]
 
 
 def test_stages_show_guesses_and_anchors(run, table):
@@ -168,10 +196,11 @@ def test_a_model_that_knows_no_anchors_is_not_asked_for_them(make_model):
         generate(model, ["a"], dataclasses.replace(model.config.sampling, anchors=True))
 
 
-def test_the_score_is_of_anchors_alone(make_model):
+@pytest.mark.parametrize("name, value", [("score", "margin"), ("padding_apart", True)])
+def test_settings_of_anchors_alone(make_model, name, value):
     from dimba_jax.commandline import sampling_settings
 
     config = make_model(process={"anchor_prob": 0.5}).config
-    assert sampling_settings(config, {"score": "margin", "anchors": True}).score == "margin"
-    with pytest.raises(ConfigError, match="has no meaning with sampler 'ddim' without --anchors"):
-        sampling_settings(config, {"score": "margin"})
+    assert getattr(sampling_settings(config, {name: value, "anchors": True}), name) == value
+    with pytest.raises(ConfigError, match=f"--{name} has no meaning with sampler 'ddim' without --anchors"):
+        sampling_settings(config, {name: value})
