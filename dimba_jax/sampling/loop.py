@@ -209,20 +209,25 @@ def _sample(
     )
 
 
-def _open(settings: SamplingConfig) -> Callable[[_Carry], Bool[Array, "b"]] | None:
+def _open(settings: SamplingConfig) -> Callable[[_Carry], Bool[Array, " b"]] | None:
     """The rows that further steps may change; None if all steps are taken whatever becomes of the rows."""
     if settings.early_exit:
         return lambda carry: carry.steady < settings.early_exit
     if settings.anchors and settings.padding_apart:
-        return lambda carry: jnp.any(carry.still, axis=1)
+        return _any_still
     return None
+
+
+def _any_still(carry: _Carry) -> Bool[Array, " b"]:
+    assert carry.still is not None  # with anchors it is not
+    return jnp.any(carry.still, axis=1)
 
 
 def _run(
     step: Callable[[Array, _Carry], _Carry],
     start: _Carry,
     steps: int,
-    rows_open: Callable[[_Carry], Bool[Array, "b"]] | None,
+    rows_open: Callable[[_Carry], Bool[Array, " b"]] | None,
 ) -> tuple[Int[Array, ""], _Carry]:
     """All the steps, or as many as it takes until no row is open; with the number taken."""
     if rows_open is None:

@@ -33,7 +33,7 @@ class Confidence:
     With `padding_apart` positions whose most probable token is padding and all others are two groups, and of what is
     still masked of each the step reveals (alpha_s - alpha_t) / (1 - alpha_t), rounded, and at least one.
     Otherwise padding, of which a network is sure early, takes up the first steps, and words are written several at
-    a time in the last ones. (Ours; experiments/qqp has what it brought to a small model.)
+    a time in the last ones. (Ours; experiments/qqp has what it brought.)
     """
 
     choice: TokenChoice = field(default_factory=TokenChoice)
