@@ -13,8 +13,9 @@ ten samples .257 and .141; copying the source .262 and .010. More in experiments
 The candidates of MBR should differ, hence the --eta and --temperature above.
 
 Half of the training rows have a part of the paraphrase clean beside the source: anchors. Sampling makes anchors of the
-positions that it is surest of, some at every step. --noanchors --eta=1 --temperature=1 is plain DDIM (validation: .217,
-the recipe .251). A shorter recipe without anchors and dropout is in experiments/qqp_gaussian (test: .189).
+positions that it is surest of, some at every step. Validation: the recipe .251; --noanchors, DDIM without them, .231;
+--noanchors --eta=1 --temperature=1 .217. A shorter recipe without anchors and dropout, with the last, has .189 on the
+test split (experiments/qqp_gaussian).
 
 Variants:
   :smoke   the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading

@@ -203,7 +203,7 @@ class SamplingConfig:
     threshold: float = 0.0  # confidence: unmask every position surer than this, one at least; 0: an even share a step
     score_noise: float = 0.0  # temperature of Gumbel noise on the log-scores, fading with t (MaskGIT)
     padding_apart: bool = False  # confidence, anchors: where padding is most probable positions are written at a rate
-    # of their own, so that words are spread evenly over the steps
+    # of their own, one a step at least, so that words are spread over the steps
     revise: bool = False  # low_confidence: what has been written may be masked again (Mask-Predict)
     reuse_logits: bool = False  # ancestral: no network call after a step that changed no token (no time conditioning)
     remask: Literal["cap", "rescale", "loop"] = "cap"  # of remdm

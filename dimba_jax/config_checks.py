@@ -152,7 +152,7 @@ def _check_gaussian_sampling(c: RunConfig, need: Callable[[bool, str], None]) ->
     )
     need(
         not (s.anchors and s.early_exit),
-        f"config.sampling.early_exit={s.early_exit}: with anchors no step is superfluous; set 0",
+        f"config.sampling.early_exit={s.early_exit}: with anchors every step writes positions; set 0",
     )
     need(s.mean_temperature > 0, f"config.sampling.mean_temperature={s.mean_temperature}: must be positive")
     logits = p.kind != "gaussian" or p.prediction == "logits"

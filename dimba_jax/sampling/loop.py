@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def sample(
     With `settings.anchors` step i of n leaves the share i/n of the target's positions written: those it is surest of
     become clean tokens, which the others are diffused around, as positions of the source. With `padding_apart` those
     where padding is most probable and the others are two groups, and of what is left of each the share 1/(n - i + 1)
-    is written, at least one. Many steps then write all before the last, and the loop ends with that.
+    is written, at least one. With many steps all is written before the last one, and the loop ends there.
 
     Compiled once for each batch shape and each group of settings; the network's parameters are
     arguments of the compiled function. A row depends on its own key and source alone, early exit
@@ -198,7 +198,7 @@ def _sample(
         steady=jnp.zeros(rows, jnp.int32),
         trajectory=jnp.broadcast_to(first[None], (stages, rows, length)),
     )
-    taken, end = _run(step, start, steps, _open(settings))
+    taken, end = _run(step, start, steps, _rows_open(settings))
     # stages that an early exit left out show what it ended with
     left_out = jnp.asarray(at_stage)[:, None, None] > taken
     return SampleResult(
@@ -209,18 +209,13 @@ def _sample(
     )
 
 
-def _open(settings: SamplingConfig) -> Callable[[_Carry], Bool[Array, " b"]] | None:
+def _rows_open(settings: SamplingConfig) -> Callable[[_Carry], Bool[Array, " b"]] | None:
     """The rows that further steps may change; None if all steps are taken whatever becomes of the rows."""
     if settings.early_exit:
         return lambda carry: carry.steady < settings.early_exit
     if settings.anchors and settings.padding_apart:
-        return _any_still
+        return lambda carry: jnp.any(cast("Array", carry.still), axis=1)
     return None
-
-
-def _any_still(carry: _Carry) -> Bool[Array, " b"]:
-    assert carry.still is not None  # with anchors it is not
-    return jnp.any(carry.still, axis=1)
 
 
 def _run(

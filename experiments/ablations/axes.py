@@ -68,21 +68,18 @@ DIMBA: Settings = {
     "model.prompt_encoder": "mixer", "model.prompt_layers": 1, "model.pooled_prompt": True, "model.context": "clean",
     "training.valid_every": 0,
 }  # fmt: skip
-NO_ANCHORS: Settings = {"process.anchor_prob": 0.0, "sampling.anchors": False, "sampling.padding_apart": False}
+PLAIN_DDIM: Settings = {  # without what the recipe of QQP adds; anchors are an axis of their own
+    "process.anchor_prob": 0.0, "sampling.anchors": False, "sampling.padding_apart": False, "sampling.eta": 1.0,
+    "sampling.temperature": 1.0,
+}  # fmt: skip
+SMALL: Settings = {
+    "model.d_model": 384, "model.dropout": 0.1, "training.steps": 3000, "sampling.batch_size": 2048,
+}  # fmt: skip
 BASES = {
     # two CPU cores: one or two minutes a run
     "generated": Base("quickstart", 2, DIMBA | {"training.steps": 500}, 600),
     # one GPU
-    "qqp": Base(
-        "qqp",
-        4,
-        DIMBA
-        | NO_ANCHORS
-        | {"model.d_model": 384, "model.dropout": 0.1, "training.steps": 3000}
-        | {"sampling.batch_size": 2048, "sampling.eta": 1.0, "sampling.temperature": 1.0},
-        2048,
-        needs_data=True,
-    ),
+    "qqp": Base("qqp", 4, DIMBA | PLAIN_DDIM | SMALL, 2048, needs_data=True),
 }
 
 X0: Settings = {"process.prediction": "x0", "process.mse_weight": 1.0, "model.head": "tied"}

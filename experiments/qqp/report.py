@@ -3,7 +3,7 @@
     python experiments/qqp/report.py
 
 results.json holds the lines of run.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py, with the
-system's name: what was tried on the validation split, of the systems scored and of a small one.
+system's name: what was tried on the validation split, of the systems scored, of a shorter training and of a small one.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def sampling(lines: list[Line]) -> str:
         "|" + "---|" * (1 + len(settings) + len(figures)),
     ]
     for line in lines:
-        cells = [str(line.get(name, "recipe's")) for name in settings]
+        cells = [str(line.get(name, "–")) for name in settings]
         for name in figures:
             cells.append(format(line[name], ".1f" if "length" in name else ".4f") if name in line else "–")
         rows.append(f"| {' | '.join((line.get('system', line.get('checkpoint')), *cells))} |")

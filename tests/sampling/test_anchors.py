@@ -53,15 +53,15 @@ class Logits(nnx.Module):
 
 @pytest.fixture
 def run(table):
-    def sampled(seen, sure=SURE, answer=ANSWER, shift=1, **settings):
+    def sampled(seen, sure=SURE, answer=ANSWER, shift=1, target=IS_TARGET, stages=0, **settings):
         settings = SamplingConfig(**{"steps": 4, "anchors": True} | settings)
         process = make_gaussian(ProcessConfig(timesteps=20, prediction="logits", mse_weight=0.0, anchor_prob=0.5))
-        target = jnp.broadcast_to(IS_TARGET, TOKENS.shape)
+        target = jnp.broadcast_to(target, TOKENS.shape)
         network = Logits(table, lambda *asked: seen.append([np.asarray(part) for part in asked]), sure, answer, shift)
         result = sample(
             network, process, make_stepper(settings), jnp.asarray(TOKENS), target,
             jnp.asarray(target | (TOKENS != 0)), jax.random.split(jax.random.key(0), len(TOKENS)), settings,
-            self_conditioning=True,
+            self_conditioning=True, stages=stages,
         )  # fmt: skip
         jax.effects_barrier()
         return result
@@ -102,16 +102,22 @@ def test_every_step_writes_its_share(run, steps, shares):
     assert [int(still[0].sum()) for _, still, _ in seen] == shares
 
 
+WORDS, ONE_WORD = [3, 4, 5, 6, PAD, PAD], [3, 4, PAD, 6, PAD, PAD]
+
+
 @pytest.mark.parametrize(
-    "apart, steps, written",
+    "answer, apart, steps, written",
     [
-        (True, 2, [[3, 4], [2, 3, 4, 5]]),  # the surest word beside the surest padding
-        (True, 4, [[3, 4], [2, 3, 4, 5]]),  # half a position is one; nothing is left for further steps
-        (False, 2, [[4, 5], [2, 3, 4, 5]]),  # padding first
+        (WORDS, True, 2, [[3, 4], [2, 3, 4, 5]]),  # the surest word beside the surest padding
+        (WORDS, True, 4, [[3, 4], [2, 3, 4, 5]]),  # half a position is one; nothing is left for further steps
+        (WORDS, False, 2, [[4, 5], [2, 3, 4, 5]]),  # padding first
+        (ONE_WORD, True, 2, [[3, 4, 5], [2, 3, 4, 5]]),  # two of the three
+        ([*WORDS[:2], PAD, PAD, PAD, PAD], True, 2, [[4, 5], [2, 3, 4, 5]]),  # halves of one group
+        ([*WORDS[:2], PAD, PAD, PAD, PAD], True, 3, [[4], [3, 4, 5], [2, 3, 4, 5]]),  # 1/3 of four, 1/2 of three
     ],
 )
-def test_padding_is_written_at_a_rate_of_its_own(run, table, apart, steps, written):
-    seen, answer = [], [3, 4, 5, 6, PAD, PAD]
+def test_padding_is_written_at_a_rate_of_its_own(run, table, answer, apart, steps, written):
+    seen = []
     sure = np.asarray([0.0, 0.0, 1.0, 2.0, 4.0, 3.0])
     result = run(seen, sure, answer, shift=0, steps=steps, padding_apart=apart)
     anchors = [np.flatnonzero(~still[0][SOURCE:]) + SOURCE for _, still, _ in seen]
@@ -119,6 +125,19 @@ def test_padding_is_written_at_a_rate_of_its_own(run, table, apart, steps, writt
     assert int(result.network_calls) == len(written)
     np.testing.assert_allclose(result.z[:, SOURCE:], np.tile(table[np.asarray(answer[SOURCE:])], (2, 1, 1)))
     np.testing.assert_array_equal(result.tokens[:, SOURCE:], np.tile(answer[SOURCE:], (2, 1)))
+
+
+def test_rows_end_each_in_its_time(run):
+    # the second row has one position to write, and the loop goes on for the first; one is still open in no row
+    sure, target = np.asarray([0.0, 0.0, 1.0, 2.0, 4.0, 3.0]), np.tile(IS_TARGET, (2, 1))
+    target[1, SOURCE + 1 :] = False
+    for rows in (target, target[::-1]):
+        seen = []
+        result = run(seen, sure, [3, 4, 5, 6, 7, PAD], shift=0, target=rows, steps=20, padding_apart=True, stages=6)
+        assert int(result.network_calls) == len(seen) == 3  # of three words and a padding, one of each a step
+        expected = np.where(rows, [3, 4, 5, 6, 7, PAD], TOKENS)
+        np.testing.assert_array_equal(result.tokens, expected)
+        np.testing.assert_array_equal(result.trajectory[1:], np.tile(expected, (5, 1, 1)))  # 4, 8, … steps: all later
 
 
 def test_padding_that_turns_out_a_word_is_one(run):
@@ -175,7 +194,7 @@ def test_a_bias_against_the_end_makes_texts_longer(run):
     "process, sampling, message",
     [
         ({}, {"anchors": True}, "trained with process.anchor_prob > 0"),
-        ({"anchor_prob": 0.5}, {"anchors": True, "early_exit": 2}, "no step is superfluous"),
+        ({"anchor_prob": 0.5}, {"anchors": True, "early_exit": 2}, "every step writes positions"),
         ({"anchor_prob": 1.5}, {}, "must lie in"),
         ({"anchor_prob": 0.5, "loss_on_padding": False}, {}, "may be all that counts"),
         ({}, {"mean_temperature": 0.5}, "is for process.prediction='logits'"),

@@ -76,7 +76,7 @@ class Confidence:
             if self.padding_apart:
                 share = (process.alpha(s) - process.alpha(t)) / (1.0 - process.alpha(t))
                 padding = jnp.argmax(logits, axis=-1) == PAD
-                chosen = surest_apart(noisy, masked, padding, jnp.where(s == 0.0, 1.0, share))
+                chosen = surest_apart(noisy, masked, padding, share)
             else:
                 chosen = surest(noisy, masked, _how_many(masked, state, s, process))
         drawn = self.choice.draw(fold(keys, 1), logits)
