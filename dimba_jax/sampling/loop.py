@@ -199,7 +199,7 @@ def _sample(
         trajectory=jnp.broadcast_to(first[None], (stages, rows, length)),
     )
     taken, end = _run(step, start, steps, _rows_open(settings))
-    # stages that an early exit left out show what it ended with
+    # stages that an early end left out show what it ended with
     left_out = jnp.asarray(at_stage)[:, None, None] > taken
     return SampleResult(
         tokens=end.tokens,
