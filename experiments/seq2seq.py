@@ -1,7 +1,8 @@
 """What studies of sequence-to-sequence tasks share: training within a time, scores beside copying, lines of results.
 
 A line is one system's figures on all rows of a split, or on those unseen in training, with one number of samples. One
-that is measured again takes the place of the line before.
+that is measured again takes the place of the line before. With --label the lines have that name, and `weights` says
+whose they are.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
         "--score_only", action="store_true", help="train nothing, score what is trained; flags of training are not read"
     )
     made.add_argument("--batch_size", type=int, default=2500, help="rows of a sampling call")
+    made.add_argument("--label", help="the lines' name for the system: of sampling settings that are not the recipe's")
+    made.add_argument("--nospeed", action="store_true", help="measure no sentences a second, where others work, too")
     made.add_argument("--results", type=Path, help="results.json beside the script unless given")
     return made
 
@@ -143,7 +146,7 @@ def spent(workdir: Path) -> list[float]:
 def score(
     system: System, workdir: Path, options: argparse.Namespace, names: Line, data: Line | None = None
 ) -> list[Line]:
-    """The lines of a trained system.
+    """The lines of a trained system, each kept in the file of results as soon as it is there.
 
     Args:
       names: what tells these lines from those of other systems.
@@ -172,7 +175,7 @@ def score(
         "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
         "train_minutes": round(sum(spent(workdir)) / 60, 2), "train_steps": model.step,
         "seed": options.seed, "split": options.split, "sampling": among(options.settings),
-    }  # fmt: skip
+    } | ({"system": options.label, "weights": names["system"]} if options.label else {})  # fmt: skip
     settings = among(options.settings) | {"num_samples": 1, "batch_size": options.batch_size}
     sampling = dataclasses.replace(model.config.sampling, **settings)
     chosen = [1] if options.calls else drawn_apart(options.mbr, model.config.process.kind, sampling)
@@ -190,14 +193,16 @@ def score(
         report = evaluate_outputs(
             examples, [g.texts for g in made], known, chosen, made[0].network_calls, split=options.split
         )
-        a_second = sentences_a_second(sample, dataclasses.replace(settings, num_samples=1), len(prompts))
+        one = dataclasses.replace(settings, num_samples=1)
+        a_second = None if options.nospeed else sentences_a_second(sample, one, len(prompts))
         sampled = {"steps": settings.steps, "curve": bool(options.calls)}
         found = lines_of(report, chosen, common | sampled, a_second)
         for line in found:
             shown = {k: line[k] for k in ("system", "subset", "mbr", "network_calls", "bleu", "ibleu", "bleu_source")}
             print(json.dumps(shown), flush=True)
         lines += found
-        if not options.calls and 1 in chosen:  # --mbr=10 alone has settings of its own
+        keep(options.results, found)
+        if not options.calls and not options.label and 1 in chosen:  # --mbr=10 alone has settings of its own
             where = "_".join(["first_rows", *(names[name] for name in ("test",) if name in names), options.split])
             unselected(workdir / f"{where}.json", examples, [g.texts[0] for g in made])
     return lines
@@ -228,7 +233,7 @@ def sentences_a_second(sample: Callable[[Any, int], Any], settings: Any, rows: i
     return round(rows / (time.monotonic() - began), 2)
 
 
-def lines_of(report: Line, sizes: Sequence[int], common: Line, a_second: float) -> list[Line]:
+def lines_of(report: Line, sizes: Sequence[int], common: Line, a_second: float | None) -> list[Line]:
     """A line for each subset of rows and number of samples, and those of copying the source."""
     lines = []
     for subset, systems in (("all", report["systems"]), ("unseen", report["unseen"])):

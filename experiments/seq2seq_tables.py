@@ -65,8 +65,9 @@ def scores(lines: list[Line], subset: str) -> str:
 
 
 def runs(lines: list[Line]) -> str:
-    """The table of what was trained for how long."""
-    found = {(line["system"], line["seed"]): line for line in lines if line["system"] != "copy"}
+    """The table of what was trained for how long; a line with a label's name was trained under another."""
+    trained = [line for line in lines if line["system"] != "copy" and "weights" not in line]
+    found = {(line["system"], line["seed"]): line for line in trained}
     rows = ["| system | objective | backbone | parameters | seed | steps | minutes in all | device |", "|" + "---|" * 8]
     for (system, seed), line in sorted(found.items()):
         rows.append(

@@ -39,7 +39,9 @@ def draw(lines: list[Line], png: Path) -> None:
     copies = {line["bleu"]: line["ibleu"] for line in chosen if line["system"] == "copy"}
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for system in sorted({line["system"] for line in chosen if line.get("curve")}):
-        curve = sorted((line for line in chosen if line["system"] == system and line.get("curve")), key=_calls)
+        curve = sorted(
+            (line for line in chosen if line["system"] == system and line.get("curve")), key=lambda line: line["steps"]
+        )
         for name, plot in zip(("bleu", "ibleu"), axes, strict=True):
             plot.plot(
                 [_calls(line) for line in curve], [line[name] for line in curve], "o-", markersize=4, label=system
@@ -61,15 +63,19 @@ def calls(lines: list[Line]) -> str:
     """Quality and speed of one sample against network calls, on all test rows."""
     chosen = [line for line in lines if line.get("curve") and line["split"] == "test"]
     unseen = {(line["system"], line["seed"], line["steps"]): line for line in chosen if line["subset"] == "unseen"}
-    heads = "system | calls | BLEU | iBLEU | BLEU-src | dist-1 | length | sentences/s | BLEU, unseen rows"
-    rows = [f"| {heads} |", "|" + "---|" * 9]
+    heads = (
+        "system | seed | steps | calls | BLEU | iBLEU | BLEU-src | dist-1 | length | sentences/s | BLEU, unseen rows"
+    )
+    rows = [f"| {heads} |", "|" + "---|" * 11]
     figures = {
         name: FIGURES[name][1] for name in ("bleu", "ibleu", "bleu_source", "dist1", "length", "sentences_per_s")
     }
-    for line in sorted((one for one in chosen if one["subset"] == "all"), key=lambda one: (one["system"], _calls(one))):
+    every = [line for line in chosen if line["subset"] == "all"]
+    for line in sorted(every, key=lambda one: (one["system"], one["seed"], one["steps"])):
         other = unseen[line["system"], line["seed"], line["steps"]]
-        cells = [format(line[name], how) for name, how in figures.items()]
-        rows.append(f"| {line['system']} | {_calls(line):.0f} | {' | '.join(cells)} | {other['bleu']:.4f} |")
+        cells = ["–" if line[name] is None else format(line[name], how) for name, how in figures.items()]
+        names = f"{line['system']} | {line['seed']} | {line['steps']} | {_calls(line):.0f}"
+        rows.append(f"| {names} | {' | '.join(cells)} | {other['bleu']:.4f} |")
     return "\n".join(rows)
 
 

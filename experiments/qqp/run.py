@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq import System, keep, parse, parser, score, train
+from seq2seq import System, parse, parser, score, train
 
 SYSTEMS = {
     "MambaDiff": System("mambadiff_qqp", "gaussian", "Mamba"),
@@ -42,7 +42,7 @@ def main() -> None:
     system = SYSTEMS[options.system]
     workdir = options.work / f"{options.system.replace(' ', '_')}-{options.seed}"
     train(system, workdir, options)
-    keep(options.results, score(system, workdir, options, {"system": options.system}))
+    score(system, workdir, options, {"system": options.system})
 
 
 if __name__ == "__main__":

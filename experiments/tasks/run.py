@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq import System, keep, parse, parser, score, train
+from seq2seq import System, parse, parser, score, train
 
 
 class Task(NamedTuple):
@@ -68,7 +68,7 @@ def main() -> None:
     tests = task.tests if options.split == "test" else {"validation": {}}
     for name, data in tests.items():
         named = {"task": options.task, "test": name, "system": options.system}
-        keep(options.results, score(system, workdir, options, named, data))
+        score(system, workdir, options, named, data)
 
 
 if __name__ == "__main__":

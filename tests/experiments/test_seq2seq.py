@@ -74,6 +74,14 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert {line["network_calls"] for line in again if line.get("curve")} == {1, 3}
     assert (tmp_path / "runs" / "DiffuTran-0" / "wall.json").read_text() == before
 
+    flags_other = ("--calls=2", "--label=DiffuTran, by chance", "--nospeed", "--config.sampling.temperature=1")
+    status, said = run("qqp", *flags, *flags_other)
+    assert status == 0, said
+    labelled = json.loads(results.read_text())
+    assert [line for line in labelled if "weights" not in line] == again
+    line = next(line for line in labelled if "weights" in line)
+    assert (line["system"], line["weights"], line["sentences_per_s"]) == ("DiffuTran, by chance", "DiffuTran", None)
+
     # what the recipe draws is the same every time; samples of other settings do not take its rows' place
     first = tmp_path / "runs" / "DiffuTran-0" / "first_rows_test.json"
     first.unlink()
@@ -88,10 +96,13 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert (tmp_path / "runs" / "DiffuTran-0" / "wall.json").read_text() == before
 
     report = study("qqp", "report")
-    assert report.calls(again).splitlines()[-1].startswith("| DiffuTran | 3 |")
+    assert report.calls(again).splitlines()[-1].startswith("| DiffuTran | 0 | 3 | 3 |")
     table = report.scores(again, "all")
     assert f"| DiffuTran | 1 | 1 | {one['bleu']:.4f} |" in table and "| copy |" in table
     assert "| DiffuTran | masked | Transformer |" in report.runs(again)
+    assert report.runs(labelled) == report.runs(again)  # one training
+    assert report.calls(labelled).splitlines()[-1].startswith("| DiffuTran, by chance | 0 | 2 | 2 |")
+    assert " | – | " in report.calls(labelled).splitlines()[-1]
     report.draw(again, tmp_path / "calls.png")
     tried = [{"checkpoint": "A", "steps": 4, "model.bleu": 0.25}, {"system": "A", "end_bias": -1.0, "model.bleu": 0.5}]
     assert report.sampling(tried).splitlines() == [
