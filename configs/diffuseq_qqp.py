@@ -9,7 +9,7 @@ DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl.
 
 Hardware: one H200 (or another GPU with bfloat16). Measured there, without a colon: 8.3 minutes in all, 35.3M
 parameters, 1.20M positions a second. The 2,500 test rows: BLEU .260, iBLEU .128 with 20 network calls; MBR over ten
-samples .268 and .133; copying the source .262 and .010. More in experiments/qqp; a shorter recipe without anchors and
+samples .268 and .133; copying the source .262 and .009. More in experiments/qqp; a shorter recipe without anchors and
 dropout, .188, in experiments/qqp_gaussian.
 (The published model has 91 million parameters and trained for two days on four A100: .188, and .241 with MBR.)
 

@@ -9,7 +9,7 @@ DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl.
 
 Hardware: one H200 (or another GPU with bfloat16). Measured there, without a colon: 9.0 minutes in all, 27.8M
 parameters, 774k positions a second. The 2,500 test rows, two training seeds: BLEU .252 and .244, iBLEU .130 and .120
-with 20 network calls; MBR over ten samples, of the second, .260 and .130; copying the source .262 and .010. DiffuSeq's
+with 20 network calls; MBR over ten samples, of the second, .260 and .130; copying the source .262 and .009. DiffuSeq's
 published BLEU is .188, with MBR .241. More in experiments/qqp; a shorter recipe without anchors and dropout, .161, in
 experiments/qqp_gaussian.
 Half of the training rows have a part of the paraphrase clean beside the source, and sampling writes around what it has

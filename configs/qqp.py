@@ -9,7 +9,7 @@ names the other ways to get the data.
 
 Hardware: one H200 (or another GPU with bfloat16). Measured there: 12.7 minutes in all, 68.7M parameters, 605k
 positions a second. The 2,500 test rows: BLEU .246, iBLEU .134 with 20 network calls (with 5 .236 and .130); MBR over
-ten samples .257 and .141; copying the source .262 and .010. More in experiments/qqp.
+ten samples .257 and .141; copying the source .262 and .009. More in experiments/qqp.
 The candidates of MBR should differ, hence the --eta and --temperature above.
 
 Half of the training rows have a part of the paraphrase clean beside the source: anchors. Sampling makes anchors of the

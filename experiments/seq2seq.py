@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,14 +59,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
         "--score_only", action="store_true", help="train nothing, score what is trained; flags of training are not read"
     )
     made.add_argument("--batch_size", type=int, default=2500, help="rows of a sampling call")
-    made.add_argument("--label", help="the lines' name for the system: of sampling settings that are not the recipe's")
-    made.add_argument("--nospeed", action="store_true", help="measure no sentences a second, where others work, too")
+    made.add_argument("--label", help="scores of other sampling settings: their lines' name")
+    made.add_argument("--nospeed", action="store_true", help="keep no sentences a second: not alone on the device")
     made.add_argument("--results", type=Path, help="results.json beside the script unless given")
     return made
 
 
-def parse(made: argparse.ArgumentParser, results: Path) -> argparse.Namespace:
-    """The flags given; those of train as `settings`."""
+def parse(made: argparse.ArgumentParser, results: Path, systems: Collection[str]) -> argparse.Namespace:
+    """The flags given; those of train as `settings`. No label may be the name of one of the systems."""
     options = parse_with_settings(made)
     try:
         among(options.settings)
@@ -80,6 +80,10 @@ def parse(made: argparse.ArgumentParser, results: Path) -> argparse.Namespace:
     for name in ("limit", "batch_size"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             made.error(f"--{name}: expected a number from 1 on")
+    if options.label is not None and (not options.label or options.label in (*systems, "copy")):
+        made.error(f"--label={options.label}: expected a name that no system's lines have")
+    if options.label and not (options.calls or options.score_only):
+        made.error("--label names scores of what is trained already: add --score_only or --calls")
     if options.limit and not options.results:
         made.error("--limit scores a part of the rows: name another file with --results")
     options.results = options.results or results
@@ -143,10 +147,8 @@ def spent(workdir: Path) -> list[float]:
     return json.loads(wall.read_text()) if wall.exists() else []
 
 
-def score(
-    system: System, workdir: Path, options: argparse.Namespace, names: Line, data: Line | None = None
-) -> list[Line]:
-    """The lines of a trained system, each kept in the file of results as soon as it is there.
+def score(system: System, workdir: Path, options: argparse.Namespace, names: Line, data: Line | None = None) -> None:
+    """Scores a trained system; the lines of each case are in the file of results as soon as they are there.
 
     Args:
       names: what tells these lines from those of other systems.
@@ -187,7 +189,6 @@ def score(
     def sample(settings: Any, seed: int, progress: bool = False) -> Any:
         return generate(model, prompts, settings, seed=seed, progress=progress)
 
-    lines = []
     for settings in cases:
         made = sample(settings, options.seed, progress=True)
         report = evaluate_outputs(
@@ -200,12 +201,10 @@ def score(
         for line in found:
             shown = {k: line[k] for k in ("system", "subset", "mbr", "network_calls", "bleu", "ibleu", "bleu_source")}
             print(json.dumps(shown), flush=True)
-        lines += found
         keep(options.results, found)
         if not options.calls and not options.label and 1 in chosen:  # --mbr=10 alone has settings of its own
             where = "_".join(["first_rows", *(names[name] for name in ("test",) if name in names), options.split])
             unselected(workdir / f"{where}.json", examples, [g.texts[0] for g in made])
-    return lines
 
 
 def drawn_apart(sizes: list[int], kind: str, sampling: Any) -> list[int]:

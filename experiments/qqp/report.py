@@ -38,14 +38,13 @@ def draw(lines: list[Line], png: Path) -> None:
     chosen = [line for line in lines if line["subset"] == "all" and line["split"] == "test" and line["mbr"] == 1]
     copies = {line["bleu"]: line["ibleu"] for line in chosen if line["system"] == "copy"}
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for system in sorted({line["system"] for line in chosen if line.get("curve")}):
-        curve = sorted(
-            (line for line in chosen if line["system"] == system and line.get("curve")), key=lambda line: line["steps"]
-        )
+    curves = [line for line in chosen if line.get("curve")]
+    for system, seed in sorted({(line["system"], line["seed"]) for line in curves}):
+        curve = [line for line in curves if (line["system"], line["seed"]) == (system, seed)]
+        curve.sort(key=lambda line: line["steps"])
         for name, plot in zip(("bleu", "ibleu"), axes, strict=True):
-            plot.plot(
-                [_calls(line) for line in curve], [line[name] for line in curve], "o-", markersize=4, label=system
-            )
+            values = [line[name] for line in curve]
+            plot.plot([_calls(line) for line in curve], values, "o-", markersize=4, label=f"{system}, seed {seed}")
     for bleu, ibleu in copies.items():
         for value, plot in zip((bleu, ibleu), axes, strict=True):
             plot.axhline(value, color="grey", linestyle=":", label="copying the source")

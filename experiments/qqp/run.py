@@ -9,9 +9,10 @@ settings were chosen on the validation split (of masked systems for DiffuMamba a
 dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is told to save and end, and the exit status is 3 until it is
 done. Minutes of training are those of its processes from start to end, compilation, validation and checkpoints
 included, over all starts (one that finds nothing to do, too). --calls scores one sample for each number of sampling
-steps, --score_only what is trained already. Flags as --config.training.steps=100 are handed on to training; those of
+steps, --score_only what is trained already; with --label their lines are those of other sampling settings and do not
+take the place of the recipe's. Flags as --config.training.steps=100 are handed on to training; those of
 --config.sampling hold for these scores, too. Sentences a second are those of one sample each in a second round, whose
-programs are compiled.
+programs are compiled; --nospeed leaves them out.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SYSTEMS = {
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--system", choices=SYSTEMS, required=True)
-    options = parse(flags, Path(__file__).parent / "results.json")
+    options = parse(flags, Path(__file__).parent / "results.json", SYSTEMS)
     system = SYSTEMS[options.system]
     workdir = options.work / f"{options.system.replace(' ', '_')}-{options.seed}"
     train(system, workdir, options)

@@ -60,7 +60,7 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--task", choices=TASKS, required=True)
     flags.add_argument("--system", required=True, choices=systems(""))
-    options = parse(flags, Path(__file__).parent / "results.json")
+    options = parse(flags, Path(__file__).parent / "results.json", systems(""))
     task = TASKS[options.task]
     system = task.systems[options.system]
     workdir = workdir_of(options.task, options.system, options.work, options.seed)

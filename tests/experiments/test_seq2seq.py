@@ -74,11 +74,17 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert {line["network_calls"] for line in again if line.get("curve")} == {1, 3}
     assert (tmp_path / "runs" / "DiffuTran-0" / "wall.json").read_text() == before
 
-    flags_other = ("--calls=2", "--label=DiffuTran, by chance", "--nospeed", "--config.sampling.temperature=1")
-    status, said = run("qqp", *flags, *flags_other)
+    labelled_flags = ("--calls=2", "--label=DiffuTran, by chance", "--nospeed", "--config.sampling.temperature=1")
+    status, said = run("qqp", *flags, *labelled_flags)
     assert status == 0, said
     labelled = json.loads(results.read_text())
     assert [line for line in labelled if "weights" not in line] == again
+    for label in ("", "copy", "DIMBA"):
+        status, said = run("qqp", *flags, "--calls=2", f"--label={label}")
+        assert status == 2 and "a name that no system's lines have" in said
+    status, said = run("qqp", *flags, "--label=other")
+    assert status == 2 and "--score_only or --calls" in said
+    assert json.loads(results.read_text()) == labelled
     line = next(line for line in labelled if "weights" in line)
     assert (line["system"], line["weights"], line["sentences_per_s"]) == ("DiffuTran, by chance", "DiffuTran", None)
 
