@@ -4,15 +4,14 @@
     python experiments/qqp/run.py --data=DIR --work=runs --system=DIMBA --seed=1 --minutes=9   # goes on when run again
     python experiments/qqp/run.py --data=DIR --work=runs --system=DiffuMamba --calls=2,4,8,16   # after training
 
-DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a recipe of configs/, whose sampling
-settings were chosen on the validation split (of masked systems for DiffuMamba alone, so far). Training is `python -m
-dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is told to save and end, and the exit status is 3 until it is
-done. Minutes of training are those of its processes from start to end, compilation, validation and checkpoints
-included, over all starts (one that finds nothing to do, too). --calls scores one sample for each number of sampling
-steps, --score_only what is trained already; with --label their lines are those of other sampling settings and do not
-take the place of the recipe's. Flags as --config.training.steps=100 are handed on to training; those of
---config.sampling hold for these scores, too. Sentences a second are those of one sample each in a second round, whose
-programs are compiled; --nospeed leaves them out.
+DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a recipe of configs/, whose sampling settings
+were chosen on the validation split. Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is
+told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
+start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too).
+--calls scores one sample for each number of sampling steps, --score_only what is trained already; with --label their
+lines are those of other sampling settings and do not take the place of the recipe's. Flags as
+--config.training.steps=100 are handed on to training; those of --config.sampling hold for these scores, too. Sentences
+a second are those of one sample each in a second round, whose programs are compiled; --nospeed leaves them out.
 """
 
 from __future__ import annotations
