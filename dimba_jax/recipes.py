@@ -33,7 +33,7 @@ def with_model(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
 
 
 def autoregressive(config: RunConfig, suffix: str, **model: Any) -> RunConfig:
-    """The next-token twin: the same data and training, nothing of it chosen anew, and a network that looks back only.
+    """The next-token twin: the same data and training, none of it chosen anew here, and a network that looks back only.
 
     Sampling settings are the same, too, but for `end_bias`, which makes up for what unmasking does to lengths.
     """

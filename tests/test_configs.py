@@ -117,10 +117,12 @@ def test_twins_differ_in_the_network_and_in_what_was_chosen_for_each(name):
             assert getattr(twin, group) == getattr(base, group), (arg, group)
         # what has been chosen for each: experiments/qqp
         steps = {"steps": 4500, "valid_every": 500} if causal and name == "qqp_masked" else {}
-        assert twin.training == replace(base.training, **steps)
+        assert twin.training == replace(base.training, **steps), arg
         apart = {"score": "margin", "padding_apart": True, "end_bias": 0.0} if name == "qqp_masked" else {}
         ends = {"end_bias": 0.0}  # left to right nothing is unmasked too early
-        assert twin.sampling == replace(base.sampling, **(ends if causal else apart))
+        assert twin.sampling == replace(base.sampling, **(ends if causal else apart)), arg
+        next_token = {"kind": "autoregressive", "weighting": "elbo"}
+        assert twin.process == replace(base.process, **(next_token if causal else {})), arg
         assert twin.model.dropout == base.model.dropout and twin.name != base.name
         assert (twin.process.kind == "autoregressive") == (twin.model.direction == "causal") == causal
         attention = {"h": 2, "tran": twin.model.layers, "ar": twin.model.layers, "ar-mamba": 0}[arg]
