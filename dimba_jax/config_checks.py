@@ -187,6 +187,10 @@ def _check_kind(c: RunConfig, need: Callable[[bool, str], None]) -> None:
             f"config.process.{name}={value!r}: process.kind={p.kind!r} does not read it; leave it at {default!r}",
         )
     need(
+        not text or m.positions == "none",
+        f"config.model.positions={m.positions!r}: running text may be longer than a training row; use 'none'",
+    )
+    need(
         not text or p.condition_dropout == 0.0,
         f"config.process.condition_dropout={p.condition_dropout}: running text has no source to leave out; set 0",
     )

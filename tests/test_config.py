@@ -75,6 +75,14 @@ def masked(sampler="confidence", **process):
             "config.model.direction='untied': process.kind='autoregressive' needs 'causal'",
         ),
         (masked(min_snr_gamma=5.0), "process.kind='masked' does not read it; leave it at 0.0"),
+        (
+            masked()
+            | {
+                "data": {"source": "text", "source_length": 0},
+                "model": {"self_conditioning": False, "positions": "learned"},
+            },
+            "config.model.positions='learned': running text may be longer than a training row; use 'none'",
+        ),
     ],
 )
 def test_a_config_that_cannot_run_is_refused_by_name(values, message):

@@ -37,6 +37,7 @@ def make_denoiser(config: RunConfig, vocab_size: int, rngs: nnx.Rngs) -> Denoise
         config.model,
         vocab_size=vocab_size,
         source_length=config.data.source_length,
+        target_length=config.data.target_length,
         time_conditioned=config.process.time_conditioning,
         conditioned=config.process.kind == "masked",
         rngs=rngs,

@@ -17,6 +17,7 @@ from dimba_jax.models.conditioning import TimeEmbedding
 from dimba_jax.models.embeddings import TiedRounding, TokenTable, UntiedRounding
 from dimba_jax.models.linear import Linear
 from dimba_jax.models.norm import RMSNorm
+from dimba_jax.models.positions import at_positions, learned_positions
 from dimba_jax.models.prompt import PromptEncoder
 from dimba_jax.models.stack import Stack
 
@@ -60,6 +61,8 @@ class Denoiser(nnx.Module):
         self.in_proj = Linear(2 * e if config.self_conditioning else e, d, config, bias=True, exact=True, rngs=rngs)
         if config.context != "none":
             self.segments = nnx.Param(0.02 * jax.random.normal(rngs.params(), (2, d)))
+        in_sequence = target_length if config.context == "none" else source_length + target_length
+        self.positions = learned_positions(config, in_sequence, rngs)
         self.time = TimeEmbedding(config, rngs=rngs)
         # without a way into the network (the ablation of both) an encoder would be dead weight
         enters = config.prompt_encoder != "none" and (config.pooled_prompt or config.context == "encoder")
@@ -138,7 +141,8 @@ class Denoiser(nnx.Module):
         x = self._inputs(z, self_condition)
         if self.config.context == "none":
             # nothing of the source stands in the sequence, and all of the target is visible
-            h = self.stack(self.in_proj(x[:, self.source_length :]), None, c, key)
+            h = self._placed(self.in_proj(x[:, self.source_length :]))
+            h = self.stack(h, None, c, key)
             prediction = self._head(h)
             return jnp.pad(prediction, ((0, 0), (self.source_length, 0), (0, 0)))
         h = self.in_proj(x)
@@ -146,7 +150,7 @@ class Denoiser(nnx.Module):
             h = jnp.where(self._in_source[:, None], condition.context, h)
         source, target = self.segments[...]
         h = h + jnp.where(condition.target[..., None], target, source)
-        return self._head(self.stack(h, condition.visible, c, key))
+        return self._head(self.stack(self._placed(h), condition.visible, c, key))
 
     def narrowed(self, condition: Condition, target: Bool[Array, "b l"]) -> Condition:
         """The condition of the same prompts where fewer positions are diffused: the others have become anchors."""
@@ -161,6 +165,10 @@ class Denoiser(nnx.Module):
         if self.rounding is None:
             raise ValueError("output='logits' with head='untied' has no rounding head: its prediction is the logits")
         return self.rounding(x, self.table())
+
+    def _placed(self, h: Float[Array, "b m d"]) -> Float[Array, "b m d"]:
+        """The stack's inputs, each told its position if there are learned ones."""
+        return h if self.positions is None else h + at_positions(self.positions, 0, h.shape[1])
 
     def _inputs(self, z: Array, self_condition: Array | None) -> Array:
         if not self.config.self_conditioning:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.conditioning import FilmNorm, Modulation, PlainNorm, TimeEmbedding
 from dimba_jax.models.linear import Linear, contract
+from dimba_jax.models.positions import at_positions, learned_positions
 from dimba_jax.models.stack import Layers, Stack
 
 TABLE_STD = 0.02  # of a fresh table: logits of the tied head start small
@@ -46,6 +47,7 @@ class TokenDenoiser(nnx.Module):
       vocab_size: v, the tokenizer's; MASK is not in it.
       source_length: positions of source at the left end of a row; they and the target then have
         learned segment embeddings.
+      target_length: positions behind them: how many have an embedding with config.positions="learned".
       time_conditioned: False tells the network t = 0 throughout (MDLM).
       conditioned: False leaves time and all modulation out (autoregressive models).
     """
@@ -56,6 +58,7 @@ class TokenDenoiser(nnx.Module):
         *,
         vocab_size: int,
         source_length: int,
+        target_length: int,
         time_conditioned: bool = True,
         conditioned: bool = True,
         rngs: nnx.Rngs,
@@ -68,6 +71,7 @@ class TokenDenoiser(nnx.Module):
         self.table = nnx.Param(TABLE_STD * jax.random.normal(rngs.params(), (vocab_size + 1, d)))
         if source_length:
             self.segments = nnx.Param(TABLE_STD * jax.random.normal(rngs.params(), (2, d)))
+        self.positions = learned_positions(config, source_length + target_length, rngs)
         self.time = TimeEmbedding(config, rngs=rngs) if conditioned else None
         self.stack = Stack(config, config.layers, conditioned=conditioned, rngs=rngs)
         self.norm: Callable[..., Any] = (FilmNorm if conditioned else PlainNorm)(config, rngs=rngs)
@@ -215,6 +219,8 @@ class TokenDenoiser(nnx.Module):
         """Inputs of the stack, for tokens whose first stands at position `start` of the row."""
         h = self.table[...][tokens].astype(jnp.float32)  # the residual stream's, whatever the table was cast to
         h = split_rows(h)
+        if self.positions is not None:
+            h = h + at_positions(self.positions, start, tokens.shape[1])
         if not self.source_length:
             return h
         source, target = self.segments[...]

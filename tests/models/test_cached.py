@@ -30,13 +30,16 @@ KINDS = {
     "mamba2 shared": dict(pattern=("mamba2",), direction="shared"),
     "mamba2 causal": dict(pattern=("mamba2",), direction="causal"),
     "hybrid": dict(pattern=("attention", "mamba2"), layers=3),
+    "mamba2 positions": dict(pattern=("mamba2",), positions="learned"),
 }
 CAUSAL = [name for name in KINDS if "causal" in name]
 
 
 def build(source_length=LS, **settings):
     config = dataclasses.replace(CONFIG, **settings)
-    return TokenDenoiser(config, vocab_size=V, source_length=source_length, rngs=nnx.Rngs(0))
+    return TokenDenoiser(
+        config, vocab_size=V, source_length=source_length, target_length=L - source_length, rngs=nnx.Rngs(0)
+    )
 
 
 @functools.cache

@@ -24,6 +24,10 @@ VARIANTS = {
     "prompt_alone": dict(prompt_encoder="mlp", pooled_prompt=True, context="none", self_conditioning=False),
     "frozen": dict(prompt_encoder="frozen", pooled_prompt=True, context="encoder", modulation="adaln_zero"),
     "untied": dict(head="untied", pattern=("mamba",), mlp_ratio=0.0),
+    "positions": dict(positions="learned"),
+    "positions_alone": dict(
+        prompt_encoder="mlp", pooled_prompt=True, context="none", self_conditioning=False, positions="learned"
+    ),
     "diffuseq": dict(pattern=("attention",), normalize_embeddings=False),
 }
 

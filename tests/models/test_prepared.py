@@ -25,7 +25,8 @@ VOCAB = 11
 
 
 def network(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    graph, parameters = nnx.split(TokenDenoiser(config, vocab_size=VOCAB, source_length=0, rngs=nnx.Rngs(0)))
+    model = TokenDenoiser(config, vocab_size=VOCAB, source_length=0, target_length=8, rngs=nnx.Rngs(0))
+    graph, parameters = nnx.split(model)
     key = jax.random.key(1)  # what starts at zero would hide what it multiplies
     return graph, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), parameters)
 

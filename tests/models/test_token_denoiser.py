@@ -26,8 +26,8 @@ TIMES = np.asarray([0.3, 0.8], np.float32)
 def build(source_length=LS, time_conditioned=True, conditioned=True, **settings):
     config = dataclasses.replace(CONFIG, **settings)
     return TokenDenoiser(
-        config, vocab_size=V, source_length=source_length, time_conditioned=time_conditioned, conditioned=conditioned,
-        rngs=nnx.Rngs(0),
+        config, vocab_size=V, source_length=source_length, target_length=L - source_length,
+        time_conditioned=time_conditioned, conditioned=conditioned, rngs=nnx.Rngs(0),
     )  # fmt: skip
 
 
@@ -101,6 +101,24 @@ def test_segments_tell_source_from_target():
     assert not np.allclose(run(swapped, TOKENS, TIMES), run(model, TOKENS, TIMES), atol=1e-3)
 
 
+def test_learned_positions_tell_equal_tokens_apart():
+    """With no token but the mask, an MLP in place of a mixer's memory would see one position everywhere."""
+    masks = np.full((1, L), V, np.int32)
+    model = make(pattern=("mamba2",), positions="learned")
+    assert model.positions.shape == (L, 16) and build().positions is None
+    logits = run(model, masks, TIMES[:1])
+    moved = jax.tree.map(jnp.asarray, model)
+    moved.positions[...] = jnp.roll(model.positions[...], 1, axis=0)
+    assert not np.allclose(run(moved, masks, TIMES[:1]), logits, atol=1e-3)
+
+    alike = jax.tree.map(jnp.asarray, model)
+    alike.positions[...] = jnp.broadcast_to(model.positions[...][3], (L, 16))
+    h, h_alike = (np.asarray(m._embed(masks, 2)) for m in (model, alike))  # as a window that starts at 2 is embedded
+    np.testing.assert_array_equal(h[0, 1], h_alike[0, 1])
+    assert np.abs(h[0, 0] - h_alike[0, 0]).max() > 1e-3
+    assert np.isfinite(h[0, : L - 2]).all() and np.isnan(h[0, L - 2 :]).all()  # behind the last there is none
+
+
 @pytest.mark.parametrize(("pattern", "direction"), [("mamba2", "untied"), ("mamba", "tied"), ("mamba2", "shared")])
 def test_invisible_positions_reach_neither_values_nor_gradients(pattern, direction):
     """Junk at padding changes nothing anywhere else, in either direction, and its embedding gets no gradient."""
@@ -123,9 +141,9 @@ def test_invisible_positions_reach_neither_values_nor_gradients(pattern, directi
         np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(a).max()))
 
 
-@pytest.mark.parametrize("head", ["tied", "untied"])
-def test_every_parameter_learns(head):
-    model = make(head=head, modulation="adaln_zero", pattern=("attention", "mamba2"))
+@pytest.mark.parametrize(("head", "positions"), [("tied", "none"), ("untied", "learned")])
+def test_every_parameter_learns(head, positions):
+    model = make(head=head, positions=positions, modulation="adaln_zero", pattern=("attention", "mamba2"))
     gradients = jax.jit(jax.grad(lambda m: jnp.sum(jnp.sin(m(TOKENS, TIMES, first=LS)))))(model)
     named = jax.tree_util.tree_flatten_with_path(gradients)[0]
     assert not [jax.tree_util.keystr(path) for path, g in named if not np.abs(g).max() > 0]

@@ -1,0 +1,30 @@
+"""Learned embeddings of the positions of a row, for networks whose mixers know order alone.
+
+A scan can count the positions it has passed only in what its state has kept; that is all that a state-space layer has
+to tell one masked position from the next. (Transformers as BERT and DiffuSeq's learn such embeddings; DiffuMamba and
+MDLM's Mamba have none.)
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dimba_jax.config import ModelConfig
+
+STD = 0.02  # as that of a fresh token table
+
+
+def learned_positions(config: ModelConfig, length: int, rngs: nnx.Rngs) -> nnx.Param | None:
+    """(length, d) vectors, one a position, or None if the config has none."""
+    if config.positions == "none":
+        return None
+    return nnx.Param(STD * jax.random.normal(rngs.params(), (length, config.d_model)))
+
+
+def at_positions(positions: nnx.Param, start: int | Int[Array, ""], count: int) -> Float[Array, "count d"]:
+    """Those of [start, start + count), float32; NaN behind the last one, so that an overrun is seen."""
+    found = jnp.take(positions[...], start + jnp.arange(count), axis=0, mode="fill", fill_value=jnp.nan)
+    return found.astype(jnp.float32)
