@@ -23,7 +23,7 @@ RECIPES = {
     "qg": ("", "masked", "smoke"),
     "simplification": ("", "masked", "smoke"),
     "dialogue": ("", "smoke"),
-    "qqp_masked": ("", "h", "tran", "ar", "ar-mamba", "smoke"),
+    "qqp_masked": ("", "h", "long", "long-h", "tran", "ar", "ar-mamba", "smoke"),
     "wikitext2": ("", "h", "tran", "ar", "ar-mamba", "tiny", "tiny-ar"),
     "shakespeare": ("", "h", "tran", "ar", "ar-mamba", "tiny", "tiny-ar"),
     "diffumamba": (
@@ -107,9 +107,9 @@ def test_smoke_is_the_same_recipe_on_the_same_data(name):
 
 @pytest.mark.parametrize("name", ["qqp_masked", "wikitext2", "shakespeare"])
 def test_twins_differ_in_the_network_and_in_what_was_chosen_for_each(name):
-    base = run_config(name, "")
-    assert base.process.kind == "masked" and base.model.pattern == ("mamba2",)
-    for arg in set(RECIPES[name]) - {"", "smoke", "tiny", "tiny-ar"}:
+    for arg in set(RECIPES[name]) - {"", "long", "smoke", "tiny", "tiny-ar"}:
+        base = run_config(name, "long" if name == "qqp_masked" and arg != "h" else "")
+        assert base.process.kind == "masked" and base.model.pattern == ("mamba2",)
         twin = run_config(name, arg)
         assert parameters(twin) == pytest.approx(parameters(base), rel=0.02), arg
         causal = arg.startswith("ar")
@@ -125,9 +125,18 @@ def test_twins_differ_in_the_network_and_in_what_was_chosen_for_each(name):
         assert twin.process == replace(base.process, **(next_token if causal else {})), arg
         assert twin.model.dropout == base.model.dropout and twin.name != base.name
         assert (twin.process.kind == "autoregressive") == (twin.model.direction == "causal") == causal
-        attention = {"h": 2, "tran": twin.model.layers, "ar": twin.model.layers, "ar-mamba": 0}[arg]
+        attention = {"h": 2, "long-h": 2, "tran": twin.model.layers, "ar": twin.model.layers, "ar-mamba": 0}[arg]
         assert layers(twin).count("attention") == attention
         assert layers(twin)[0] == ("mamba2" if arg == "ar-mamba" else "attention")
+
+
+def test_longer_training_is_of_the_same_data_and_process():
+    short, long = run_config("qqp_masked", ""), run_config("qqp_masked", "long")
+    for group in ("data", "tokenizer", "optimizer", "process"):
+        assert getattr(long, group) == getattr(short, group), group
+    assert long.model == replace(short.model, state_dim=64, dropout=0.2)
+    assert long.training == replace(short.training, steps=20000)
+    assert parameters(long) == pytest.approx(parameters(short), rel=0.02)
 
 
 def layers(config: RunConfig) -> list[str]:

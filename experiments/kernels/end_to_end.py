@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from steps import Case, Step  # noqa: E402
 
 CASES = {
-    "qqp_masked": Case("qqp_masked"),  # Mamba-2, rows of 64
+    "qqp_masked": Case("qqp_masked", "long"),  # Mamba-2, n 64, rows of 64
     "mambadiff_qqp": Case("mambadiff_qqp"),  # Mamba (S6), rows of 64
     "diffumamba_1024": Case("diffumamba", "240m", rows=16, length=1024),
     "diffumamba_8192": Case("diffumamba", "240m", rows=2, length=8192),
