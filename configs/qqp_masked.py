@@ -24,12 +24,16 @@ source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training 
 All have 65 to 66 million parameters: MLPs of attention layers in hybrids are as much wider as attention is smaller, the
 Transformer is deeper. Those trained for 20,000 steps copy less (a lower BLEU against the source), hence more iBLEU; how
 much of that is the number of steps, dropout or n was not tried apart. :tran, :ar and :ar-mamba have :long's settings of
-training, but for the steps of the last two; the Transformer was not trained with those of the first yet. MBR of :long
-needs --score_noise=1 alone, :tran's --nopadding_apart --score=probability --end_bias=-2, too, that of the first
---score=probability, that of :ar --temperature=.3. The autoregressive ones take 33 calls of one position each. More in
-experiments/qqp, and in experiments/qqp_masked, whose training was another. --steps=4, 8 or 32 with `evaluate` and
-`sample` changes the number of calls (--length_choice=first asks for --end_bias=0, too). Without noise in the order all
-ten samples of a row would be the same.
+training, but for the steps of the last two; the Transformer was not trained with those of the first yet. The
+autoregressive ones take 33 calls of one position each. More in experiments/qqp, and in experiments/qqp_masked, whose
+training was another. --steps=4, 8 or 32 with `evaluate` and `sample` changes the number of calls (with :long
+--length_choice=first asks for --end_bias=0, too). MBR beside --mbr=10, without which all samples would be the same:
+
+  (none)      --score_noise=1 --score=probability --end_bias=-1; :long-h the same
+  :h          --score_noise=1 --end_bias=-1
+  :long       --score_noise=1
+  :tran       --score_noise=1 --score=probability --end_bias=-2 --nopadding_apart
+  :ar         --temperature=.3
 
 Ablations:
   --config.process.weighting=elbo --config.process.label_smoothing=0
@@ -106,7 +110,8 @@ def hybrid(config: RunConfig, suffix: str) -> RunConfig:
     return with_model(config, suffix, pattern=HYBRID, attention_mlp_ratio=8.3)
 
 
-# n 128 lowered the validation loss after 2,000 steps by .003 (experiments/qqp). 8,000 steps are 15 epochs.
+# n 128 lowered the validation loss after 2,000 steps by .003, with learned positions (experiments/qqp); 8,000 steps are
+# 15 epochs
 MAMBA = apart(
     replace(BASE, model=replace(BASE.model, state_dim=128, dropout=0.1), training=replace(BASE.training, steps=8000))
 )

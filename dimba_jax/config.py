@@ -99,7 +99,8 @@ class ModelConfig:
     context: Literal["clean", "encoder", "none"] = "clean"  # what stands at the source positions:
     # its clean embeddings (partial noising), the prompt encoder's outputs, or nothing
     self_conditioning: bool = True
-    # "learned": each position of a row of pairs has an embedding. Attention's are rotary without it; a scan counts
+    # "learned": each position of the sequence has an embedding (pairs alone; not in prompt encoders). Attention is
+    # rotary in any case
     positions: Literal["none", "learned"] = "none"
     head: Literal["tied", "untied"] = "tied"  # rounding / logits head: the embedding table or its own
     normalize_embeddings: bool = True  # rows of the table rescaled to unit variance per component

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.conditioning import TimeEmbedding
-from dimba_jax.models.embeddings import TiedRounding, TokenTable, UntiedRounding
+from dimba_jax.models.embeddings import SMALL_STD, TiedRounding, TokenTable, UntiedRounding
 from dimba_jax.models.linear import Linear
 from dimba_jax.models.norm import RMSNorm
 from dimba_jax.models.positions import at_positions, learned_positions
@@ -60,7 +60,7 @@ class Denoiser(nnx.Module):
         self.tokens = TokenTable(vocab_size, config, rngs=rngs)
         self.in_proj = Linear(2 * e if config.self_conditioning else e, d, config, bias=True, exact=True, rngs=rngs)
         if config.context != "none":
-            self.segments = nnx.Param(0.02 * jax.random.normal(rngs.params(), (2, d)))
+            self.segments = nnx.Param(SMALL_STD * jax.random.normal(rngs.params(), (2, d)))
         in_sequence = target_length if config.context == "none" else source_length + target_length
         self.positions = learned_positions(config, in_sequence, rngs)
         self.time = TimeEmbedding(config, rngs=rngs)

@@ -10,6 +10,8 @@ from jaxtyping import Array, Float
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.linear import Linear, contract
 
+SMALL_STD = 0.02  # of fresh embeddings that join others, or that a tied head reads: its logits start small
+
 
 class TokenTable(nnx.Module):
     """The embedding table, drawn from N(0, 1): the scale of the noise.

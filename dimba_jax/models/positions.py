@@ -1,8 +1,8 @@
 """Learned embeddings of the positions of a row, for networks whose mixers know order alone.
 
 A scan can count the positions it has passed only in what its state has kept; that is all that a state-space layer has
-to tell one masked position from the next. (Transformers as BERT and DiffuSeq's learn such embeddings; DiffuMamba and
-MDLM's Mamba have none.)
+to tell one masked position from the next. BERT has such embeddings (arXiv 1810.04805, section 3), and with it
+DiffuSeq's network.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dimba_jax.config import ModelConfig
-
-STD = 0.02  # as that of a fresh token table
+from dimba_jax.models.embeddings import SMALL_STD
 
 
 def learned_positions(config: ModelConfig, length: int, rngs: nnx.Rngs) -> nnx.Param | None:
     """(length, d) vectors, one a position, or None if the config has none."""
     if config.positions == "none":
         return None
-    return nnx.Param(STD * jax.random.normal(rngs.params(), (length, config.d_model)))
+    return nnx.Param(SMALL_STD * jax.random.normal(rngs.params(), (length, config.d_model)))
 
 
 def at_positions(positions: nnx.Param, start: int | Int[Array, ""], count: int) -> Float[Array, "count d"]:

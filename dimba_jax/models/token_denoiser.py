@@ -16,11 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.conditioning import FilmNorm, Modulation, PlainNorm, TimeEmbedding
+from dimba_jax.models.embeddings import SMALL_STD
 from dimba_jax.models.linear import Linear, contract
 from dimba_jax.models.positions import at_positions, learned_positions
 from dimba_jax.models.stack import Layers, Stack
-
-TABLE_STD = 0.02  # of a fresh table: logits of the tied head start small
 
 
 class Cache(NamedTuple):
@@ -68,9 +67,9 @@ class TokenDenoiser(nnx.Module):
         self.source_length = source_length
         self.time_conditioned = time_conditioned
         d = config.d_model
-        self.table = nnx.Param(TABLE_STD * jax.random.normal(rngs.params(), (vocab_size + 1, d)))
+        self.table = nnx.Param(SMALL_STD * jax.random.normal(rngs.params(), (vocab_size + 1, d)))
         if source_length:
-            self.segments = nnx.Param(TABLE_STD * jax.random.normal(rngs.params(), (2, d)))
+            self.segments = nnx.Param(SMALL_STD * jax.random.normal(rngs.params(), (2, d)))
         self.positions = learned_positions(config, source_length + target_length, rngs)
         self.time = TimeEmbedding(config, rngs=rngs) if conditioned else None
         self.stack = Stack(config, config.layers, conditioned=conditioned, rngs=rngs)

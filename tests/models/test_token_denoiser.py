@@ -102,7 +102,7 @@ def test_segments_tell_source_from_target():
 
 
 def test_learned_positions_tell_equal_tokens_apart():
-    """With no token but the mask, an MLP in place of a mixer's memory would see one position everywhere."""
+    """With no token but the mask, logits follow the positions' vectors, of a whole row and of a window."""
     masks = np.full((1, L), V, np.int32)
     model = make(pattern=("mamba2",), positions="learned")
     assert model.positions.shape == (L, 16) and build().positions is None
