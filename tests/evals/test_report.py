@@ -54,6 +54,16 @@ def test_layout_of_the_report():
     assert json.loads(report_json(report)) == report
 
 
+def test_each_text_is_counted_once(monkeypatch):
+    """MBR compares every sample with every other: counting n-grams for each pair would take minutes, not seconds."""
+    counted, count = [], Ngrams.of
+    monkeypatch.setattr(Ngrams, "of", lambda words: counted.append(" ".join(words)) or count(words))
+    records = make_records(EXAMPLES, CANDIDATES, None)
+    score_rows(records, (1, 3))
+    texts = [text for r in records for text in (r.source, *r.references, *r.samples)]
+    assert len(counted) == len(texts) == 11
+
+
 def test_the_output_is_the_hypothesis_in_every_bleu():
     """BLEU punishes only short hypotheses, so a long output and a short one tell the two sides apart."""
     [row] = score_rows(make_records([Example("a b c d", ("a b c d e f",), 0)], [["a b c d e f g h", "a b c d"]], None))
