@@ -73,7 +73,8 @@ PLAIN_DDIM: Settings = {  # without what the recipe of QQP adds; anchors are an 
     "sampling.temperature": 1.0,
 }  # fmt: skip
 SMALL: Settings = {
-    "model.d_model": 384, "model.dropout": 0.1, "training.steps": 3000, "sampling.batch_size": 2048,
+    "model.d_model": 384, "model.dropout": 0.1, "optimizer.ema_decay": 0.995, "training.steps": 1500,
+    "sampling.batch_size": 2048,
 }  # fmt: skip
 BASES = {
     # two CPU cores: one or two minutes a run

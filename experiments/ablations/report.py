@@ -97,9 +97,12 @@ def draw(lines: list[Line], png: Path) -> None:
         for sampling, group in chosen(lines, run.axis, run.name).items()
         if run.axis != "sampler"
     ]
-    picture, (left, right) = plt.subplots(
-        1, 2, figsize=(12, 0.24 * len(bars) + 1.2), layout="constrained", width_ratios=[3, 2]
-    )
+    steps = curves(lines)
+    picture, plots = plt.subplots(
+        1, 2 if steps else 1, figsize=(12 if steps else 8, 0.24 * len(bars) + 1.2), layout="constrained",
+        width_ratios=[3, 2] if steps else [1], squeeze=False,
+    )  # fmt: skip
+    left = plots[0][0]
     for place, (_, values) in enumerate(bars):
         left.plot(values, [-place] * len(values), "o", color="tab:blue", markersize=4)
     left.set_yticks([-place for place in range(len(bars))], [name for name, _ in bars], fontsize=8)
@@ -107,14 +110,15 @@ def draw(lines: list[Line], png: Path) -> None:
     if base:
         left.axvspan(min(base), max(base), color="tab:orange", alpha=0.3, linewidth=1)
     left.set(xlabel="BLEU, validation (orange: the base's seeds)")
-    for sampler, curve in curves(lines).items():
-        steps = sorted(curve)
-        means = [statistics.fmean(line["bleu"] for line in curve[step]) for step in steps]
-        right.plot(steps, means, "o-", markersize=4, label=sampler)
-    right.set(xscale="log", xlabel="sampling steps of the base", ylabel="BLEU, validation")
-    if right.lines:
-        right.legend(frameon=False, fontsize=8)
-    for plot in (left, right):
+    for sampler, curve in steps.items():
+        plots[0][1].plot(
+            sorted(curve), [statistics.fmean(line["bleu"] for line in curve[step]) for step in sorted(curve)], "o-",
+            markersize=4, label=sampler,
+        )  # fmt: skip
+    if steps:
+        plots[0][1].set(xscale="log", xlabel="sampling steps of the base", ylabel="BLEU, validation")
+        plots[0][1].legend(frameon=False, fontsize=8)
+    for plot in plots[0]:
         plot.spines[["top", "right"]].set_visible(False)
     picture.savefig(png, dpi=130)
     plt.close(picture)
@@ -128,7 +132,8 @@ def main() -> None:
     lines = [line for line in found if line["base"] == options.base]
     if not lines:
         parser.error(f"results.jsonl has no lines of --base={options.base}: run.py makes them")
-    put(README, options.base, f"{table(lines)}\n\n{samplers(lines)}")
+    tables = [table(lines), *([samplers(lines)] if curves(lines) else [])]
+    put(README, options.base, "\n\n".join(tables))
     draw(lines, HERE / f"{options.base}.png")
 
 

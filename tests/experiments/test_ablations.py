@@ -122,6 +122,24 @@ def test_ablations_refuse(ablations, flags, said):
     assert status == 2 and said in output.err and not commands.trained
 
 
+def test_a_report_of_some_runs_has_no_table_of_those_that_are_missing(study, monkeypatch, tmp_path):
+    report = study("ablations", "report")
+    line = {"base": "qqp", "axis": "base", "run": "base", "sampling": {}, "rows": 600, "step": 500, "seed": 0}
+    line |= {"seconds": 1.0} | dict.fromkeys(report.COLUMNS, 0.5)
+    of_samplers = [line | {"axis": "sampler", "sampling": {"steps": steps, "sampler": "ddim"}} for steps in (5, 10)]
+    readme = tmp_path / "README.md"
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(report, "README", readme)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--base=qqp"])
+    for lines, there in (([line], False), ([line, *of_samplers], True)):
+        (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+        readme.write_text("before\n<!-- tables of qqp: report.py -->\n<!-- end of tables of qqp -->\nbehind\n")
+        report.main()
+        text = readme.read_text()
+        assert "| base | the recipe’s | 1 | 0.500 |" in text and ("BLEU after steps" in text) == there
+        assert (tmp_path / "qqp.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_a_report_refuses_lines_that_are_no_seeds_of_one_another(study):
     report = study("ablations", "report")
     line = {"axis": "base", "run": "base", "sampling": {}, "rows": 600, "step": 500, "seed": 0, "seconds": 1.0}
