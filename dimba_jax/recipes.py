@@ -56,6 +56,28 @@ def masked(config: RunConfig, suffix: str = "masked") -> RunConfig:
     )
 
 
+def few_pairs(config: RunConfig, suffix: str, *, steps: int, **data: Any) -> RunConfig:
+    """A recipe of pairs, Gaussian or masked, where training has thousands of pairs in place of a hundred thousand.
+
+    Steps are fewer and smaller, dropout is higher, and parameters are averaged over fewer steps. What QQP has shown to
+    help (`experiments/qqp`) is taken from there as it is: anchors in half of the training rows, and sampling.
+
+    Args:
+      steps: of training.
+      data: settings of the data that are not the recipe's.
+    """
+    few = replace(
+        with_model(config, suffix, dropout=0.3, scan_layers=False),
+        data=replace(config.data, **data),
+        optimizer=replace(config.optimizer, warmup_steps=200, ema_decay=0.995),
+        training=replace(config.training, steps=steps, batch_size=64, log_every=50, valid_every=250, sample_every=0),
+    )
+    if config.process.kind == "masked":
+        return replace(few, sampling=replace(config.sampling, padding_apart=True))
+    sampling = replace(config.sampling, steps=20, eta=0.0, temperature=0.5, anchors=True, padding_apart=True)
+    return replace(few, process=replace(config.process, anchor_prob=0.5), sampling=sampling)
+
+
 def tiny(config: RunConfig, suffix: str = "tiny", *, steps: int, learning_rate: float) -> RunConfig:
     """A language model's recipe for 2 CPU cores: a few minutes of training that are worth looking at.
 

@@ -29,14 +29,15 @@ class Task(NamedTuple):
 def systems(recipe: str) -> dict[str, System]:
     return {
         "DIMBA": System(recipe, "gaussian", "Mamba-2"),
-        "DiffuMamba": System(f"{recipe}:masked", "masked", "Mamba-2"),
+        "DiffuMamba": System(f"{recipe}-masked", "masked", "Mamba-2"),
+        "DiffuMamba-H": System(f"{recipe}-h", "masked", "Mamba-2 and attention"),
     }
 
 
 ASSET = "simplification/asset_valid.jsonl"
 TASKS = {
     "question generation": Task(
-        systems("qg"),
+        systems("qg:squad"),
         {
             "train_files": ("qg_squad/nqg_dev.jsonl[:-500]",),
             "valid_file": "qg_squad/nqg_dev.jsonl[-500:]",
@@ -45,7 +46,7 @@ TASKS = {
         {"SQuAD": {}, "Quasar-T": {"test_file": "quasar_t/valid.jsonl"}},  # the latter is of another kind of text
     ),
     "simplification": Task(
-        systems("simplification"),
+        systems("simplification:asset"),
         {"train_files": (f"{ASSET}[:1700]",), "valid_file": f"{ASSET}[1700:1800]", "test_file": f"{ASSET}[1800:]"},
         {"ASSET": {}},
     ),

@@ -10,6 +10,8 @@ import pytest
 from flax import nnx
 
 from dimba_jax.config import DataConfig, RunConfig, TrainingConfig
+from dimba_jax.data.sources import load_split
+from dimba_jax.evals.report import evaluate_outputs
 
 TINY = (
     "--config.tokenizer.kind=bytes", "--config.data.source_length=24", "--config.data.target_length=24",
@@ -180,6 +182,28 @@ def test_a_task_is_scored_on_its_own_rows(tmp_path, study, monkeypatch):
     assert (tmp_path / "question_generation-DIMBA-0" / "first_rows_Quasar-T_test.json").exists()
     tables = study("tasks", "report").tables(lines)
     assert "simplification, ASSET" in tables and tables.count("| SARI |") == 1
+
+
+def test_baselines_of_the_tasks_need_no_model(tmp_path, study):
+    """Copying has the figures that the systems' lines have beside them; one question for all rows copies nothing."""
+    pairs(tmp_path / "qg_squad" / "nqg_dev.jsonl", 520)
+    pairs(tmp_path / "qg_squad" / "nqg_test.jsonl", 4, first=600)
+    pairs(tmp_path / "quasar_t" / "valid.jsonl", 3, first=700)
+    pairs(tmp_path / "simplification" / "asset_valid.jsonl", 2000, refs=2)
+    lines = study("tasks", "baselines").table(str(tmp_path)).splitlines()
+    rows = {
+        tuple(cells[:2]): cells[2:] for cells in ([c.strip() for c in line.strip("| ").split("|")] for line in lines)
+    }
+    assert [test for test, _ in list(rows)[2:]] == ["SQuAD"] * 3 + ["Quasar-T"] * 3 + ["ASSET"] * 3
+    tasks = study("tasks", "run").TASKS.values()
+    for test, task in zip(("SQuAD", "ASSET"), tasks, strict=True):
+        examples = load_split(dataclasses.replace(DataConfig(), path=str(tmp_path), **task.data), "test")
+        copied = evaluate_outputs(examples, [["other"]] * len(examples), None, network_calls=0)["systems"]["copy"]
+        sari = f"{copied['sari']:.4f}" if test == "ASSET" else "–"
+        expected = [f"{copied[name]:.4f}" for name in ("bleu", "ibleu", "rouge_l")]
+        assert rows[test, "copying the source"] == [*expected, sari]
+    bleu, ibleu = map(float, rows["SQuAD", '"what is the name of the ?"'][:2])
+    assert 0 < bleu < float(rows["SQuAD", "copying the source"][0]) and ibleu < bleu
 
 
 def test_sampling_settings_from_text(study):
