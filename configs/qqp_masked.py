@@ -9,30 +9,31 @@ DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl. Without --config.d
 names the other ways to get the data. The data is that of configs/qqp.py.
 
 Hardware: one H200 (or another GPU with bfloat16). The 2,500 test rows, 16 network calls, and MBR over ten; copying the
-source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each:
+source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h three (MBR: two):
 
   variant     network                                       minutes  BLEU   iBLEU  MBR: BLEU  iBLEU
   (none)      bidirectional Mamba-2, 8 layers, d 512, n 128  6.6     .284   .129   .291       .132
-  :h          the same, attention in layers 0 and 5          6.6     .290   .131   .301       .135
-  :long       n 64, 20,000 steps                             14.3    .276   .136   .284       .142
+  :h          the same, attention in layers 0 and 5        6.6-7.9   .291   .131   .299       .134
+  :tran       Transformer, 12 layers                         5.4     .292   .131   .297       .132
+  :long       Mamba-2 with n 64, 20,000 steps                14.3    .276   .136   .284       .142
   :long-h     the same, attention in layers 0 and 5          14.5    (validation: .292, .151; .303, .158)
-  :tran       Transformer, 12 layers, 20,000 steps           11.5    (validation: .298, .154)  .294  .150
+  :long-tran  Transformer, 12 layers, 20,000 steps           11.5    (validation: .298, .154)  .294  .150
   :ar         autoregressive Transformer, 14 layers, d 576   4.5     .265   .134   .270       .138
   :ar-mamba   autoregressive Mamba-2, 15 layers, d 512       5.2     .244   .129   -          -
   :smoke      the first's recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 
 All have 65 to 66 million parameters: MLPs of attention layers in hybrids are as much wider as attention is smaller, the
 Transformer is deeper. Those trained for 20,000 steps copy less (a lower BLEU against the source), hence more iBLEU; how
-much of that is the number of steps, dropout or n was not tried apart. :tran, :ar and :ar-mamba have :long's settings of
-training, but for the steps of the last two; the Transformer was not trained with those of the first yet. The
-autoregressive ones take 33 calls of one position each. More in experiments/qqp, and in experiments/qqp_masked, whose
-training was another. --steps=4, 8 or 32 with `evaluate` and `sample` changes the number of calls (with :long
---length_choice=first asks for --end_bias=0, too). MBR beside --mbr=10, without which all samples would be the same:
+much of that is the number of steps, dropout or n was not tried apart. :ar and :ar-mamba have :long's settings of
+training, but for the steps. The autoregressive ones take 33 calls of one position each. More in experiments/qqp, and in
+experiments/qqp_masked, whose training was another. --steps=4, 8 or 32 with `evaluate` and `sample` changes the number
+of calls (with :long --length_choice=first asks for --end_bias=0, too). MBR beside --mbr=10, without which all samples
+would be the same:
 
   (none)      --score_noise=1 --score=probability --end_bias=-1; :long-h the same
-  :h          --score_noise=1 --end_bias=-1
+  :h, :tran   --score_noise=1 --end_bias=-1
   :long       --score_noise=1
-  :tran       --score_noise=1 --score=probability --end_bias=-2 --nopadding_apart
+  :long-tran  --score_noise=1 --score=probability --end_bias=-2 --nopadding_apart
   :ar         --temperature=.3
 
 Ablations:
@@ -122,7 +123,8 @@ VARIANTS = {
     "h": hybrid(MAMBA, "h"),
     "long": LONG,
     "long-h": apart(hybrid(LONG, "h")),
-    "tran": apart(with_model(BASE, "tran", pattern=("attention",), layers=12)),
+    "long-tran": apart(with_model(LONG, "tran", pattern=("attention",), layers=12)),
+    "tran": with_model(MAMBA, "tran", pattern=("attention",), layers=12),
     "ar": shorter(autoregressive(BASE, "ar", pattern=("attention",), layers=14, d_model=576)),
     "ar-mamba": shorter(autoregressive(BASE, "ar_mamba", layers=15)),
     "smoke": smoke(MAMBA),

@@ -20,10 +20,10 @@ RECIPES = {
     "qqp": ("", "smoke"),
     "mambadiff_qqp": ("", "7m", "97m", "smoke"),
     "diffuseq_qqp": ("", "7m", "97m", "smoke"),
-    "qg": ("", "masked", "smoke"),
-    "simplification": ("", "masked", "smoke"),
+    "qg": ("", "masked", "squad", "squad-masked", "squad-h", "smoke"),
+    "simplification": ("", "masked", "asset", "asset-masked", "asset-h", "smoke"),
     "dialogue": ("", "smoke"),
-    "qqp_masked": ("", "h", "long", "long-h", "tran", "ar", "ar-mamba", "smoke"),
+    "qqp_masked": ("", "h", "tran", "long", "long-h", "long-tran", "ar", "ar-mamba", "smoke"),
     "wikitext2": ("", "h", "tran", "ar", "ar-mamba", "tiny", "tiny-ar"),
     "shakespeare": ("", "h", "tran", "ar", "ar-mamba", "tiny", "tiny-ar"),
     "diffumamba": (
@@ -108,7 +108,8 @@ def test_smoke_is_the_same_recipe_on_the_same_data(name):
 @pytest.mark.parametrize("name", ["qqp_masked", "wikitext2", "shakespeare"])
 def test_twins_differ_in_the_network_and_in_what_was_chosen_for_each(name):
     for arg in set(RECIPES[name]) - {"", "long", "smoke", "tiny", "tiny-ar"}:
-        base = run_config(name, "long" if name == "qqp_masked" and arg != "h" else "")
+        of_long = name == "qqp_masked" and arg not in ("h", "tran")
+        base = run_config(name, "long" if of_long else "")
         assert base.process.kind == "masked" and base.model.pattern == ("mamba2",)
         twin = run_config(name, arg)
         assert parameters(twin) == pytest.approx(parameters(base), rel=0.02), arg
@@ -125,7 +126,8 @@ def test_twins_differ_in_the_network_and_in_what_was_chosen_for_each(name):
         assert twin.process == replace(base.process, **(next_token if causal else {})), arg
         assert twin.model.dropout == base.model.dropout and twin.name != base.name
         assert (twin.process.kind == "autoregressive") == (twin.model.direction == "causal") == causal
-        attention = {"h": 2, "long-h": 2, "tran": twin.model.layers, "ar": twin.model.layers, "ar-mamba": 0}[arg]
+        every = twin.model.layers
+        attention = {"h": 2, "long-h": 2, "tran": every, "long-tran": every, "ar": every, "ar-mamba": 0}[arg]
         assert layers(twin).count("attention") == attention
         assert layers(twin)[0] == ("mamba2" if arg == "ar-mamba" else "attention")
 
@@ -180,6 +182,20 @@ def test_likelihoods_are_of_the_text_itself(name):
     for arg in RECIPES[name]:
         config = run_config(name, arg)
         assert config.data.normalize == "none" and (config.tokenizer.kind == "bytes" or config.tokenizer.lossless)
+
+
+@pytest.mark.parametrize(("name", "data"), [("qg", "squad"), ("simplification", "asset")])
+def test_variants_for_few_pairs_are_the_same_systems(name, data):
+    """Of the recipe and its masked twin; data, training and sampling are other ones."""
+    for arg, full in (("", ""), ("-masked", "masked"), ("-h", "masked")):
+        few, base = run_config(name, data + arg), run_config(name, full)
+        assert few.tokenizer == base.tokenizer and few.process == replace(
+            base.process, anchor_prob=0.0 if full else 0.5
+        )
+        assert few.training.steps * few.training.batch_size < base.training.steps * base.training.batch_size / 10
+        assert few.data.train_files != base.data.train_files and few.sampling.padding_apart
+        assert parameters(few) == pytest.approx(parameters(base), rel=0.02) and few.name != base.name
+        assert layers(few).count("attention") == (2 if arg == "-h" else 0)
 
 
 def test_choose_without_variants_says_so():

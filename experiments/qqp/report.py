@@ -28,7 +28,7 @@ TRIED = {
 
 
 def draw(lines: list[Line], png: Path) -> None:
-    """Quality against network calls, one sample, and copying as a line."""
+    """Quality against network calls, one sample, where there are several numbers of them, and copying as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -41,6 +41,8 @@ def draw(lines: list[Line], png: Path) -> None:
     curves = [line for line in chosen if line.get("curve")]
     for system, seed in sorted({(line["system"], line["seed"]) for line in curves}):
         curve = [line for line in curves if (line["system"], line["seed"]) == (system, seed)]
+        if len(curve) == 1:
+            continue
         curve.sort(key=lambda line: line["steps"])
         for name, plot in zip(("bleu", "ibleu"), axes, strict=True):
             values = [line[name] for line in curve]
@@ -53,7 +55,8 @@ def draw(lines: list[Line], png: Path) -> None:
         plot.set_xscale("log", base=2)
         plot.xaxis.set_major_formatter(ScalarFormatter())
         plot.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(png, dpi=130)
     plt.close(figure)
 

@@ -29,9 +29,10 @@ SYSTEMS = {
     "DiffuSeq": System("diffuseq_qqp", "gaussian", "Transformer"),
     "DiffuMamba": System("qqp_masked", "masked", "Mamba-2"),
     "DiffuMamba-H": System("qqp_masked:h", "masked", "Mamba-2 and attention"),
+    "DiffuTran": System("qqp_masked:tran", "masked", "Transformer"),
     "DiffuMamba long": System("qqp_masked:long", "masked", "Mamba-2"),
     "DiffuMamba-H long": System("qqp_masked:long-h", "masked", "Mamba-2 and attention"),
-    "DiffuTran": System("qqp_masked:tran", "masked", "Transformer"),
+    "DiffuTran long": System("qqp_masked:long-tran", "masked", "Transformer"),
     "AR Transformer": System("qqp_masked:ar", "autoregressive", "Transformer"),
     "AR Mamba": System("qqp_masked:ar-mamba", "autoregressive", "Mamba-2"),
 }
