@@ -56,11 +56,20 @@ def masked(config: RunConfig, suffix: str = "masked") -> RunConfig:
     )
 
 
+def hybrid(config: RunConfig, suffix: str = "h") -> RunConfig:
+    """DiffuMamba-H of a recipe of pairs: attention in every fifth layer, the first one included.
+
+    MLPs behind attention have 8.3 in place of 4, which makes up for attention's fewer parameters at width 512.
+    """
+    return with_model(config, suffix, pattern=HYBRID, attention_mlp_ratio=8.3)
+
+
 def few_pairs(config: RunConfig, suffix: str, *, steps: int, **data: Any) -> RunConfig:
     """A recipe of pairs, Gaussian or masked, where training has thousands of pairs in place of a hundred thousand.
 
-    Steps are fewer and smaller, dropout is higher, and parameters are averaged over fewer steps. What QQP has shown to
-    help (`experiments/qqp`) is taken from there as it is: anchors in half of the training rows, and sampling.
+    Steps are fewer, batches smaller, dropout is higher, and parameters are averaged over fewer steps. Sampling is what
+    was chosen on QQP (`configs/qqp.py`; margin order and padding apart of `configs/qqp_masked.py`), and Gaussian
+    training has its anchors.
 
     Args:
       steps: of training.

@@ -185,17 +185,23 @@ def test_likelihoods_are_of_the_text_itself(name):
 
 
 @pytest.mark.parametrize(("name", "data"), [("qg", "squad"), ("simplification", "asset")])
-def test_variants_for_few_pairs_are_the_same_systems(name, data):
-    """Of the recipe and its masked twin; data, training and sampling are other ones."""
-    for arg, full in (("", ""), ("-masked", "masked"), ("-h", "masked")):
+def test_variants_for_few_pairs_are_the_same_systems_sampled_as_on_qqp(name, data):
+    for arg, full, qqp in (("", "", run_config("qqp", "")), ("-masked", "masked", run_config("qqp_masked", ""))):
         few, base = run_config(name, data + arg), run_config(name, full)
+        assert few.model == replace(base.model, dropout=0.3, scan_layers=False)
         assert few.tokenizer == base.tokenizer and few.process == replace(
-            base.process, anchor_prob=0.0 if full else 0.5
+            base.process, anchor_prob=qqp.process.anchor_prob
         )
+        assert replace(few.sampling, batch_size=1) == replace(qqp.sampling, batch_size=1)
         assert few.training.steps * few.training.batch_size < base.training.steps * base.training.batch_size / 10
-        assert few.data.train_files != base.data.train_files and few.sampling.padding_apart
-        assert parameters(few) == pytest.approx(parameters(base), rel=0.02) and few.name != base.name
-        assert layers(few).count("attention") == (2 if arg == "-h" else 0)
+        assert few.data.train_files != base.data.train_files and few.name != base.name
+        assert parameters(few) == pytest.approx(parameters(base), rel=0.02)
+    mamba, hybrid = run_config(name, f"{data}-masked"), run_config(name, f"{data}-h")
+    h = run_config("qqp_masked", "h").model
+    own = {"pattern": h.pattern, "attention_mlp_ratio": h.attention_mlp_ratio}
+    assert hybrid.model == replace(mamba.model, **own) and layers(hybrid).count("attention") == 2
+    for group in ("data", "process", "sampling", "optimizer"):
+        assert getattr(hybrid, group) == getattr(mamba, group), group
 
 
 def test_choose_without_variants_says_so():

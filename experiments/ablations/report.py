@@ -85,7 +85,7 @@ def samplers(lines: list[Line]) -> str:
 
 
 def draw(lines: list[Line], png: Path) -> None:
-    """BLEU of every run beside the base's, and of the base under each sampler."""
+    """BLEU of every run beside the base's, and of the base under each sampler if it was sampled so."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -97,10 +97,10 @@ def draw(lines: list[Line], png: Path) -> None:
         for sampling, group in chosen(lines, run.axis, run.name).items()
         if run.axis != "sampler"
     ]
-    steps = curves(lines)
+    by_sampler = curves(lines)
     picture, plots = plt.subplots(
-        1, 2 if steps else 1, figsize=(12 if steps else 8, 0.24 * len(bars) + 1.2), layout="constrained",
-        width_ratios=[3, 2] if steps else [1], squeeze=False,
+        1, 2 if by_sampler else 1, figsize=(12 if by_sampler else 8, 0.24 * len(bars) + 1.2), layout="constrained",
+        width_ratios=[3, 2] if by_sampler else [1], squeeze=False,
     )  # fmt: skip
     left = plots[0][0]
     for place, (_, values) in enumerate(bars):
@@ -110,12 +110,12 @@ def draw(lines: list[Line], png: Path) -> None:
     if base:
         left.axvspan(min(base), max(base), color="tab:orange", alpha=0.3, linewidth=1)
     left.set(xlabel="BLEU, validation (orange: the base's seeds)")
-    for sampler, curve in steps.items():
+    for sampler, curve in by_sampler.items():
         plots[0][1].plot(
             sorted(curve), [statistics.fmean(line["bleu"] for line in curve[step]) for step in sorted(curve)], "o-",
             markersize=4, label=sampler,
         )  # fmt: skip
-    if steps:
+    if by_sampler:
         plots[0][1].set(xscale="log", xlabel="sampling steps of the base", ylabel="BLEU, validation")
         plots[0][1].legend(frameon=False, fontsize=8)
     for plot in plots[0]:

@@ -1,7 +1,7 @@
 """Trains DIMBA once for each line of axes.py, for the same number of steps, and scores it on validation rows.
 
     python experiments/ablations/run.py --base=generated --work=runs/ablations
-    python experiments/ablations/run.py --base=qqp --data=DIR --work=runs/ablations --jobs=3
+    python experiments/ablations/run.py --base=qqp --data=DIR --work=runs/ablations --jobs=5
 
 DIR holds DiffuSeq's QQP split. What the results hold already is not run again. With --jobs several runs share the
 device, and their seconds are not comparable. Flags as --config.training.steps=100 are handed on to every training, for

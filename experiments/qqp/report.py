@@ -27,8 +27,16 @@ TRIED = {
 }
 
 
+def curves(lines: list[Line]) -> dict[tuple[str, int], list[Line]]:
+    """Lines of one sample by system and seed, ordered by steps; those with a single number of steps are left out."""
+    found: dict[tuple[str, int], list[Line]] = {}
+    for line in sorted((line for line in lines if line.get("curve")), key=lambda line: line["steps"]):
+        found.setdefault((line["system"], line["seed"]), []).append(line)
+    return {name: curve for name, curve in sorted(found.items()) if len(curve) > 1}
+
+
 def draw(lines: list[Line], png: Path) -> None:
-    """Quality against network calls, one sample, where there are several numbers of them, and copying as a line."""
+    """Quality against network calls, one sample, and copying as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -38,12 +46,7 @@ def draw(lines: list[Line], png: Path) -> None:
     chosen = [line for line in lines if line["subset"] == "all" and line["split"] == "test" and line["mbr"] == 1]
     copies = {line["bleu"]: line["ibleu"] for line in chosen if line["system"] == "copy"}
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    curves = [line for line in chosen if line.get("curve")]
-    for system, seed in sorted({(line["system"], line["seed"]) for line in curves}):
-        curve = [line for line in curves if (line["system"], line["seed"]) == (system, seed)]
-        if len(curve) == 1:
-            continue
-        curve.sort(key=lambda line: line["steps"])
+    for (system, seed), curve in curves(chosen).items():
         for name, plot in zip(("bleu", "ibleu"), axes, strict=True):
             values = [line[name] for line in curve]
             plot.plot([_calls(line) for line in curve], values, "o-", markersize=4, label=f"{system}, seed {seed}")

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from dimba_jax.config import DataConfig, RunConfig, TrainingConfig
-from dimba_jax.data.sources import load_split
+from dimba_jax.data.examples import DataError, Example
 from dimba_jax.evals.report import evaluate_outputs
 
 TINY = (
@@ -112,6 +112,10 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert report.calls(labelled).splitlines()[-1].startswith("| DiffuTran, by chance | 0 | 2 | 2 |")
     assert " | – | " in report.calls(labelled).splitlines()[-1]
     report.draw(again, tmp_path / "calls.png")
+    points = [
+        {"curve": True, "system": name, "seed": 0, "steps": steps} for name, steps in (("A", 8), ("B", 2), ("A", 4))
+    ]
+    assert report.curves([*points, points[0] | {"curve": False}]) == {("A", 0): [points[2], points[0]]}
     tried = [{"checkpoint": "A", "steps": 4, "model.bleu": 0.25}, {"system": "A", "end_bias": -1.0, "model.bleu": 0.5}]
     assert report.sampling(tried).splitlines() == [
         "| system | steps | end_bias | BLEU |", "|---|---|---|---|", "| A | 4 | – | 0.2500 |",
@@ -185,25 +189,32 @@ def test_a_task_is_scored_on_its_own_rows(tmp_path, study, monkeypatch):
 
 
 def test_baselines_of_the_tasks_need_no_model(tmp_path, study):
-    """Copying has the figures that the systems' lines have beside them; one question for all rows copies nothing."""
+    """Every figure is that of the same texts written out by hand."""
     pairs(tmp_path / "qg_squad" / "nqg_dev.jsonl", 520)
     pairs(tmp_path / "qg_squad" / "nqg_test.jsonl", 4, first=600)
     pairs(tmp_path / "quasar_t" / "valid.jsonl", 3, first=700)
     pairs(tmp_path / "simplification" / "asset_valid.jsonl", 2000, refs=2)
-    lines = study("tasks", "baselines").table(str(tmp_path)).splitlines()
+    lines = study("tasks", "baselines").table(str(tmp_path)).splitlines()[2:]
     rows = {
-        tuple(cells[:2]): cells[2:] for cells in ([c.strip() for c in line.strip("| ").split("|")] for line in lines)
+        (test, name): found for test, name, *found in ([c.strip() for c in line.split("|")[1:-1]] for line in lines)
     }
-    assert [test for test, _ in list(rows)[2:]] == ["SQuAD"] * 3 + ["Quasar-T"] * 3 + ["ASSET"] * 3
-    tasks = study("tasks", "run").TASKS.values()
-    for test, task in zip(("SQuAD", "ASSET"), tasks, strict=True):
-        examples = load_split(dataclasses.replace(DataConfig(), path=str(tmp_path), **task.data), "test")
-        copied = evaluate_outputs(examples, [["other"]] * len(examples), None, network_calls=0)["systems"]["copy"]
-        sari = f"{copied['sari']:.4f}" if test == "ASSET" else "–"
-        expected = [f"{copied[name]:.4f}" for name in ("bleu", "ibleu", "rouge_l")]
-        assert rows[test, "copying the source"] == [*expected, sari]
-    bleu, ibleu = map(float, rows["SQuAD", '"what is the name of the ?"'][:2])
-    assert 0 < bleu < float(rows["SQuAD", "copying the source"][0]) and ibleu < bleu
+    assert [test for test, _ in rows] == ["SQuAD"] * 3 + ["Quasar-T"] * 3 + ["ASSET"] * 4
+    for test, numbers in (("SQuAD", range(600, 604)), ("Quasar-T", range(700, 703)), ("ASSET", range(1800, 2000))):
+        targets = [(f"say what {i} is",) * (2 if test == "ASSET" else 1) for i in numbers]
+        examples = [Example(f"what is {i} and {i + 1}", targets[place], place) for place, i in enumerate(numbers)]
+        for name, texts in (
+            ("copying the source", [f"what is {i} and {i + 1}" for i in numbers]),
+            ("its first half", ["what is" for _ in numbers]),  # of five words
+            ('"what is the name of the ?"', ["what is the name of the ?" for _ in numbers]),
+        ):
+            found = evaluate_outputs(examples, [[text] for text in texts], None, network_calls=0)["systems"]["model"]
+            sari = f"{found['sari']:.4f}" if test == "ASSET" else "–"
+            assert rows[test, name] == [*(f"{found[figure]:.4f}" for figure in ("bleu", "ibleu", "rouge_l")), sari], (
+                name
+            )
+    assert rows["ASSET", "a reference, against the others"][0] == "1.0000"  # the two are alike
+    with pytest.raises(DataError, match="no such file"):
+        study("tasks", "baselines").table(str(tmp_path / "qg_squad"))
 
 
 def test_sampling_settings_from_text(study):
