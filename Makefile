@@ -37,8 +37,8 @@ quickstart: $(BASE) ## Trains, samples and evaluates a small DIMBA on this CPU (
 	@echo "==> done. In $(QUICKSTART): eval.json, loss.png, denoising_strip.png and .txt, TensorBoard logs, the checkpoint."
 	@echo "    Ask it something:  $(BIN)/python -m dimba_jax.sample --checkpoint=$(QUICKSTART) --prompt=\"$(PROMPT)\""
 
-test: $(DEV) ## Runs the fast tests on the CPU (minutes on 2 cores)
-	@echo "==> tests, $(JOBS) at a time: some twenty minutes on 2 cores"
+test: $(DEV) ## Runs the fast tests on the CPU (20 to 50 minutes on 2 cores)
+	@echo "==> tests, $(JOBS) at a time: twenty to fifty minutes on 2 cores"
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" --durations=10 $(ARGS)
 
 lint: $(DEV) ## Checks style and formatting (seconds)
