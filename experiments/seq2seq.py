@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import signal
 import subprocess
@@ -26,6 +27,15 @@ IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "seed", "curve")
 WALL = "wall.json"  # in a workdir: seconds of each training process
 UNFINISHED = 3  # exit status
 Line = dict[str, Any]
+
+
+def recipe(name: str, variant: str = "") -> Any:
+    """The config of `configs/NAME.py:VARIANT`, a ConfigDict."""
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)
 
 
 class System(NamedTuple):

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from seq2seq import recipe
+
 Settings = dict[str, Any]
 
 
@@ -39,11 +38,7 @@ class Base:
     @functools.cached_property
     def values(self) -> dict[str, Settings]:
         """All settings of its config, by group."""
-        spec = importlib.util.spec_from_file_location(self.recipe, CONFIGS / f"{self.recipe}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return with_settings(module.get_config("").to_dict(), self.settings | {"model.layers": self.layers})
+        return with_settings(recipe(self.recipe).to_dict(), self.settings | {"model.layers": self.layers})
 
 
 class Run(NamedTuple):

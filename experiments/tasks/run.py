@@ -17,13 +17,21 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq import System, parse, parser, score, train
+from seq2seq import System, parse, parser, recipe, score, train
 
 
 class Task(NamedTuple):
     systems: dict[str, System]
-    data: dict[str, Any]  # settings of config.data
+    folder: str  # of DIR, with the recipe's files
     tests: dict[str, dict[str, Any]]  # by name, what differs from `data`
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Settings of config.data: the recipe's files, as they lie in DIR."""
+        name, _, variant = self.systems["DIMBA"].recipe.partition(":")
+        files = recipe(name, variant).data
+        data = {name: f"{self.folder}/{files[name]}" for name in ("valid_file", "test_file")}
+        return data | {"train_files": tuple(f"{self.folder}/{file}" for file in files.train_files)}
 
 
 def systems(recipe: str) -> dict[str, System]:
@@ -34,20 +42,15 @@ def systems(recipe: str) -> dict[str, System]:
     }
 
 
-ASSET = "simplification/asset_valid.jsonl"
 TASKS = {
     "question generation": Task(
         systems("qg:squad"),
-        {
-            "train_files": ("qg_squad/nqg_dev.jsonl[:-500]",),
-            "valid_file": "qg_squad/nqg_dev.jsonl[-500:]",
-            "test_file": "qg_squad/nqg_test.jsonl",
-        },
+        "qg_squad",
         {"SQuAD": {}, "Quasar-T": {"test_file": "quasar_t/valid.jsonl"}},  # the latter is of another kind of text
     ),
     "simplification": Task(
         systems("simplification:asset"),
-        {"train_files": (f"{ASSET}[:1700]",), "valid_file": f"{ASSET}[1700:1800]", "test_file": f"{ASSET}[1800:]"},
+        "simplification",
         {"ASSET": {}},
     ),
 }

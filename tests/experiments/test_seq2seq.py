@@ -213,6 +213,8 @@ def test_baselines_of_the_tasks_need_no_model(tmp_path, study):
                 name
             )
     assert rows["ASSET", "a reference, against the others"][0] == "1.0000"  # the two are alike
+    other = [Example("source", ("one two three four", "five six seven eight"), 0)]  # none is scored against itself
+    assert study("tasks", "baselines").people(other, 2)["bleu"] < 0.1
     with pytest.raises(DataError, match="no such file"):
         study("tasks", "baselines").table(str(tmp_path / "qg_squad"))
 
