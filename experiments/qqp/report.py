@@ -85,8 +85,13 @@ def calls(lines: list[Line]) -> str:
 
 
 def sampling(lines: list[Line]) -> str:
-    """What sampling settings gave on the validation split: a column for each setting that a line names."""
+    """What sampling settings gave on the validation split: a column for each setting that a line names.
+
+    The seeds of training have one where they are several.
+    """
     settings = [name for name in DEFAULTS if any(name in line for line in lines) and name != "batch_size"]
+    if len({line.get("seed") for line in lines}) > 1:
+        settings.insert(0, "seed")
     figures = {name: head for name, head in TRIED.items() if any(name in line for line in lines)}
     rows = [
         f"| {' | '.join(('system', *settings, *figures.values()))} |",

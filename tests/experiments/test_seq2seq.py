@@ -121,6 +121,9 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
         "| system | steps | end_bias | BLEU |", "|---|---|---|---|", "| A | 4 | – | 0.2500 |",
         "| A | – | -1.0 | 0.5000 |",
     ]  # fmt: skip
+    seeds = [{"system": "A", "seed": seed, "steps": 4, "model.bleu": 0.25} for seed in (0, 2)]
+    assert report.sampling(seeds).splitlines()[::3] == ["| system | seed | steps | BLEU |", "| A | 2 | 4 | 0.2500 |"]
+    assert report.sampling(seeds[1:]).splitlines()[-1] == "| A | 4 | 0.2500 |"
     assert (tmp_path / "calls.png").stat().st_size > 1000
 
 
