@@ -12,7 +12,7 @@ Variants:
   :masked  DiffuMamba: masked diffusion in place of Gaussian, no prompt encoder
   :squad :squad-masked :squad-h
            DIMBA, DiffuMamba and DiffuMamba-H on 9,784 of SQuAD's pairs (DIR holds nqg_dev.jsonl and nqg_test.jsonl),
-           1.8 to 3.7 minutes each beside others on one H200. BLEU .035, .036 and .038 on the test rows, where one
+           1.9 to 3.7 minutes each beside others on one H200. BLEU .035, .036 and .038 on the test rows, where one
            question for all has .034: too few to learn from (experiments/tasks)
   :smoke   the same recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 """

@@ -65,8 +65,12 @@ def scores(lines: list[Line], subset: str) -> str:
 
 
 def runs(lines: list[Line]) -> str:
-    """The table of what was trained for how long; a line with a label's name was trained under another."""
+    """The table of what was trained for how long; a line with a label's name was trained under another.
+
+    Of two trainings with one seed it is that which the test split was scored with.
+    """
     trained = [line for line in lines if line["system"] != "copy" and "weights" not in line]
+    trained.sort(key=lambda line: line["split"] == "test")
     found = {(line["system"], line["seed"]): line for line in trained}
     rows = ["| system | objective | backbone | parameters | seed | steps | minutes in all | device |", "|" + "---|" * 8]
     for (system, seed), line in sorted(found.items()):

@@ -3,7 +3,8 @@
     python experiments/qqp/report.py
 
 results.json holds the lines of run.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py, with the
-system's name: what was tried on the validation split, of the systems scored, of a shorter training and of a small one.
+system's name and seed in place of the checkpoint's: what was tried on the validation split, of the systems scored, of a
+shorter training and of a small one.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def calls(lines: list[Line]) -> str:
 def sampling(lines: list[Line]) -> str:
     """What sampling settings gave on the validation split: a column for each setting that a line names.
 
-    The seeds of training have one where they are several.
+    And one for the seed of training, where there are several.
     """
     settings = [name for name in DEFAULTS if any(name in line for line in lines) and name != "batch_size"]
     if len({line.get("seed") for line in lines}) > 1:

@@ -109,6 +109,8 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert f"| DiffuTran | 1 | 1 | {one['bleu']:.4f} |" in table and "| copy |" in table
     assert "| DiffuTran | masked | Transformer |" in report.runs(again)
     assert report.runs(labelled) == report.runs(again)  # one training
+    earlier = one | {"split": "valid", "train_minutes": 99.0}
+    assert report.runs([*again, earlier]) == report.runs(again)  # the training that was scored on the test split
     assert report.calls(labelled).splitlines()[-1].startswith("| DiffuTran, by chance | 0 | 2 | 2 |")
     assert " | – | " in report.calls(labelled).splitlines()[-1]
     report.draw(again, tmp_path / "calls.png")
