@@ -25,8 +25,8 @@ FAST := not slow and not gpu and not tpu
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-quickstart: $(BASE) ## Trains, samples and evaluates a small DIMBA on this CPU (5-8 minutes)
-	@echo "==> 1/3 training $(RECIPE) into $(QUICKSTART): three to five minutes on 2 cores."
+quickstart: $(BASE) ## Trains, samples and evaluates a small DIMBA on this CPU (5-10 minutes)
+	@echo "==> 1/3 training $(RECIPE) into $(QUICKSTART): three to seven minutes on 2 cores."
 	@echo "    Interrupted, it goes on where it stopped; finished, it is not repeated (make clean-quickstart starts afresh)."
 	@$(BIN)/python -m dimba_jax.train --config=$(RECIPE) --workdir=$(QUICKSTART) || \
 	  { echo "    (the run of an older recipe? make clean-quickstart)" >&2; exit 1; }
