@@ -12,7 +12,7 @@ Hardware: 2 CPU cores. Measured there by `make quickstart` on a fresh clone: 5:0
 another day), 13 s to sample the 600 test pairs, none of them seen in training: BLEU .862, iBLEU .674; copying the
 source scores .088 and -.130.
 On other machines the same commands gave BLEU .767 (validation loss .079; an AMD EPYC) and .812 (.062; an Intel Xeon, on
-which training took 6:23 and 7:21, both times to the same bits): their rounding may be as good as another seed.
+which training took 6:23 and 7:21, with the same losses both times): their rounding may be as good as another seed.
 (1,500 steps, in 1:31, read .697; 600 steps .40. These test scores were seen when the number of steps was chosen,
 so they are a little favourable; validation loss fell too, from .162 to .081.)
 
