@@ -10,7 +10,7 @@ names the other ways to get the data. The data is that of configs/qqp.py.
 
 Hardware: one H200 (or another GPU with bfloat16). The 2,500 test rows, 16 network calls, and MBR over ten; copying the
 source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h and :tran
-three, the slower ones beside other work:
+three, the slowest beside other work:
 
   variant     network                                       minutes  BLEU   iBLEU  MBR: BLEU  iBLEU
   (none)      bidirectional Mamba-2, 8 layers, d 512, n 128  6.6     .284   .129   .291       .132

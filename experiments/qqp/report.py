@@ -3,8 +3,8 @@
     python experiments/qqp/report.py
 
 results.json holds the lines of run.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py, with the
-system's name and seed in place of the checkpoint's: what was tried on the validation split, of the systems scored, of a
-shorter training and of a small one.
+system's name (and in sampling.jsonl its seed) in place of the checkpoint's: what was tried on the validation split, of
+the systems scored, of a shorter training and of a small one.
 """
 
 from __future__ import annotations
