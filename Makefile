@@ -39,7 +39,7 @@ quickstart: $(BASE) ## Trains, samples and evaluates a small DIMBA on this CPU (
 
 test: $(DEV) ## Runs the fast tests on the CPU (20 to 50 minutes on 2 cores)
 	@echo "==> tests, $(JOBS) at a time: twenty to fifty minutes on 2 cores"
-	@$(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" --durations=10 $(ARGS)
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "$(FAST)" --durations=10 -rs $(ARGS)
 
 lint: $(DEV) ## Checks style and formatting (seconds)
 	@$(BIN)/ruff check .

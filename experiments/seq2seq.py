@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import signal
 import subprocess
@@ -19,23 +18,14 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recipe_files import CONFIGS
 from sampling_settings import among
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "div4", "self_bleu", "length")
 IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "seed", "curve")  # of a line; not all studies have all
 WALL = "wall.json"  # in a workdir: seconds of each training process
 UNFINISHED = 3  # exit status
 Line = dict[str, Any]
-
-
-def recipe(name: str, variant: str = "") -> Any:
-    """The config of `configs/NAME.py:VARIANT`, a ConfigDict."""
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
 
 
 class System(NamedTuple):

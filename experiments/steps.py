@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from recipe_files import recipe
 
 from dimba_jax import parallel
 from dimba_jax.config import MeshConfig, RunConfig
@@ -20,17 +18,7 @@ from dimba_jax.training.optimizer import make_optimizer
 from dimba_jax.training.setup import fresh_state
 from dimba_jax.training.step import make_train_step
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 SPECIAL = 8  # tokens left out of the random text: padding, mask and their like
-
-
-def recipe(name: str) -> Any:
-    """The module of a recipe in configs/."""
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from seq2seq import recipe
+from recipe_files import recipe
 
 Settings = dict[str, Any]
 
@@ -38,7 +38,7 @@ class Base:
     @functools.cached_property
     def values(self) -> dict[str, Settings]:
         """All settings of its config, by group."""
-        return with_settings(recipe(self.recipe).to_dict(), self.settings | {"model.layers": self.layers})
+        return with_settings(recipe(self.recipe).get_config().to_dict(), self.settings | {"model.layers": self.layers})
 
 
 class Run(NamedTuple):

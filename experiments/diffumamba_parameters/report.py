@@ -7,9 +7,9 @@ Nothing is trained and no weight is made: shapes suffice. Writes results.json an
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,9 @@ import jax
 
 from dimba_jax.config import RunConfig
 from dimba_jax.models.build import abstract_denoiser
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from recipe_files import recipe  # noqa: E402
 
 HERE = Path(__file__).parent
 VOCABULARY = 50_304  # GPT-2's, padded: what the paper's tables count with
@@ -49,11 +52,7 @@ def parts(config: RunConfig) -> dict[str, int]:
 
 
 def main() -> None:
-    spec = importlib.util.spec_from_file_location("diffumamba", HERE.parents[1] / "configs" / "diffumamba.py")
-    assert spec is not None and spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-
+    variants = recipe("diffumamba").VARIANTS
     counts = {}
     print(
         "| size | system | embeddings | mixers | MLPs | modulation | all | paper |\n|---|---|---|---|---|---|---|---|"
@@ -61,7 +60,7 @@ def main() -> None:
     for size in ("240m", "500m", "1b3"):
         for twin in ("tran", "", "h"):
             name = f"{size}-{twin}".removesuffix("-")
-            found = counts[name] = parts(recipe.VARIANTS[name])
+            found = counts[name] = parts(variants[name])
             cells = [_millions(found[key]) for key in ("embeddings", "mixers", "mlps", "modulation", "total")]
             paper = PAPER[twin].get(size)
             print(f"| {size} | {_system(twin)} | {' | '.join(cells)} | {f'{paper:g}B' if paper else '–'} |")
@@ -70,9 +69,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     readings = []
     for layers in (24, 12):
-        small = {
-            twin: _resized(recipe.VARIANTS[f"240m-{twin}".removesuffix("-")], layers) for twin in ("tran", "", "h")
-        }
+        small = {twin: _resized(variants[f"240m-{twin}".removesuffix("-")], layers) for twin in ("tran", "", "h")}
         tran, mamba = (parts(small[twin])["total"] for twin in ("tran", ""))
         for layout, pattern in LAYOUTS.items():
             for ratio in (2.0, 4.0):

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq import System, parse, parser, recipe, score, train
+from recipe_files import recipe
+from seq2seq import System, parse, parser, score, train
 
 
 class Task(NamedTuple):
@@ -29,8 +30,8 @@ class Task(NamedTuple):
     def data(self) -> dict[str, Any]:
         """Settings of config.data: the recipe's files, as they lie in DIR."""
         name, _, variant = self.systems["DIMBA"].recipe.partition(":")
-        files = recipe(name, variant).data
-        data = {name: f"{self.folder}/{files[name]}" for name in ("valid_file", "test_file")}
+        files = recipe(name).get_config(variant).data
+        data = {key: f"{self.folder}/{files[key]}" for key in ("valid_file", "test_file")}
         return data | {"train_files": tuple(f"{self.folder}/{file}" for file in files.train_files)}
 
 

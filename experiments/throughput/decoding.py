@@ -41,7 +41,7 @@ from dimba_jax.models.token_denoiser import Cache
 from dimba_jax.recipes import autoregressive
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from steps import recipe  # noqa: E402
+from recipe_files import recipe  # noqa: E402
 
 BLOCK = 32
 SYSTEMS = {

@@ -26,7 +26,7 @@ from dimba_jax.data.tokenizers import make_tokenizer
 from dimba_jax.training.feed import Feed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from steps import recipe  # noqa: E402
+from recipe_files import recipe  # noqa: E402
 
 BATCHES = 200
 

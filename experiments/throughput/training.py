@@ -27,7 +27,8 @@ from dimba_jax.config import MeshConfig, RunConfig
 from dimba_jax.training.figures import peak_flops
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from steps import Step, recipe  # noqa: E402
+from recipe_files import recipe  # noqa: E402
+from steps import Step  # noqa: E402
 
 RUNS = [
     "240m", "240m unroll", "240m-h", "240m-h unroll", "240m-tran", "240m-tran unroll", "1b3", "1b3-tran",
