@@ -33,7 +33,7 @@ VALUES = st.recursive(
 DEFAULTS = json.loads(json.dumps(to_dict(RunConfig())))
 
 
-def draws(total: int):
+def draws(total: int, *drawn: st.SearchStrategy):
     """The same property with a part of its cases, and with all of them as a slow test."""
 
     def decorate(run):
@@ -41,7 +41,7 @@ def draws(total: int):
             checked = settings(
                 max_examples=-(-total // part), deadline=None, database=None, derandomize=part == FEW,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-            )(run)  # fmt: skip
+            )(given(*drawn)(run))  # fmt: skip
             checked(self)
 
         functools.update_wrapper(test, run)
@@ -97,13 +97,11 @@ def near(draw, value: Any) -> Any:
 
 
 class TestConfigs:
-    @draws(2000)
-    @given(VALUES | st.dictionaries(st.sampled_from(sorted(DEFAULTS)), VALUES, max_size=4))
+    @draws(2000, VALUES | st.dictionaries(st.sampled_from(sorted(DEFAULTS)), VALUES, max_size=4))
     def test_any_json(self, values):
         self.check(values)
 
-    @draws(3000)
-    @given(mutated_configs())
+    @draws(3000, mutated_configs())
     def test_a_changed_config(self, values):
         self.check(values)
 
@@ -134,8 +132,7 @@ class TestRows:
     def _place(self, tmp_path_factory):
         TestRows.path = tmp_path_factory.mktemp("rows") / "test.jsonl"
 
-    @draws(1500)
-    @given(LINES)
+    @draws(1500, LINES)
     def test_pairs(self, lines):
         self.path.write_bytes(b"\n".join(lines))
         try:
@@ -147,8 +144,7 @@ class TestRows:
             for row in rows:
                 ByteTokenizer().encode_batch([row.source, *row.targets])
 
-    @draws(500)
-    @given(st.dictionaries(st.sampled_from(sorted(ANSWER)), VALUES, max_size=2), LINES)
+    @draws(500, st.dictionaries(st.sampled_from(sorted(ANSWER)), VALUES, max_size=2), LINES)
     def test_records(self, changes, lines):
         self.path.write_bytes(b"\n".join([json.dumps(ANSWER | changes).encode(), *lines[:1]]))
         try:
@@ -170,8 +166,7 @@ def tokenizers() -> list[Any]:
 
 
 class TestTokenizers:
-    @draws(1000)
-    @given(TEXTS | st.text(st.sampled_from(string.printable + "▁é\0\ud800 "), max_size=200))
+    @draws(1000, TEXTS | st.text(st.sampled_from(string.printable + "▁é\0\ud800 "), max_size=200))
     def test_any_text(self, text):
         for tokenizer in tokenizers():
             try:
@@ -184,8 +179,7 @@ class TestTokenizers:
             assert tokenizer.encode_document(text).min(initial=0) >= 0
             assert not tokenizer.lossless or tokenizer.decode(ids) == text
 
-    @draws(500)
-    @given(st.lists(st.integers(-3, 400) | st.integers(), max_size=20))
+    @draws(500, st.lists(st.integers(-3, 400) | st.integers(), max_size=20))
     def test_any_ids(self, ids):
         for tokenizer in tokenizers():
             if all(0 <= id < tokenizer.vocab_size for id in ids):
@@ -194,15 +188,14 @@ class TestTokenizers:
                 with pytest.raises(DataError, match="is none of this tokenizer's"):
                     tokenizer.decode(ids)
 
-    @draws(500)
-    @given(
-        VALUES | st.fixed_dictionaries({"kind": st.sampled_from(["bytes", "sentencepiece"]) | TEXTS, "model": VALUES})
+    @draws(
+        500,
+        VALUES | st.fixed_dictionaries({"kind": st.sampled_from(["bytes", "sentencepiece"]) | TEXTS, "model": VALUES}),
     )
     def test_any_description(self, values):
         self.use(values)
 
-    @draws(1000)
-    @given(st.sampled_from([0, 1]), st.integers(0, 2**32), st.integers(1, 20))
+    @draws(1000, st.sampled_from([0, 1]), st.integers(0, 2**32), st.integers(1, 20))
     def test_a_changed_model(self, which, seed, changes):
         rng, model = random.Random(seed), bytearray(models()[which])
         for _ in range(changes):
