@@ -110,6 +110,10 @@ class Flags:
     def listing(self, name: str, default: list[str], help: str) -> None:
         flags.DEFINE_list(name, default, help, flag_values=self.values)
 
+    def texts(self, name: str, help: str) -> None:
+        """--name=A --name=B; None unless given."""
+        flags.DEFINE_multi_string(name, None, help, flag_values=self.values)
+
     def files(self, name: str, help: str) -> None:
         """One or more files: --name=A,B, or --name=A --name=B, or --name=A B. At most one such flag a command.
 

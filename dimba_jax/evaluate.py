@@ -3,6 +3,7 @@
     python -m dimba_jax.evaluate --checkpoint=W --split=test --mbr=1,3,10 --output=eval.json
     python -m dimba_jax.evaluate --system=copy --config=configs/qqp.py --config.data.path=DIR --output=copy.json
     python -m dimba_jax.evaluate --samples=eval.examples.jsonl --mbr=1,5 --output=again.json
+    python -m dimba_jax.evaluate --samples=a.examples.jsonl --samples=b.examples.jsonl --mbr=10 --output=both.json
     python -m dimba_jax.evaluate --checkpoint=W --task=likelihood --input=a.txt b.txt [--block_sizes=1,4,16]
     python -m dimba_jax.evaluate --checkpoint=W --task=generation --num_texts=64 --judge=JUDGE --output=generation.json
 
@@ -64,7 +65,11 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.text("output", None, "where to write the report (JSON)")
     define.seed(0, "seed of the samples, or of the draws")
     define.choice("system", "model", ["model", "copy"], "seq2seq: copy scores the sources themselves")
-    define.text("samples", None, "seq2seq: score the per-example file (.examples.jsonl) of an earlier evaluation")
+    define.texts(
+        "samples",
+        "seq2seq: score the per-example file (.examples.jsonl) of an earlier evaluation; of several, "
+        "--samples=A --samples=B, one sample of each in turn",
+    )
     define.config("seq2seq: recipe whose data --system=copy reads", argv)
     define.boolean("unseen", True, "seq2seq: score the rows unseen in training once more (reads the training split)")
     define.listing("mbr", ["1"], "seq2seq: numbers of samples to choose among, as in 1,3,10")

@@ -122,6 +122,28 @@ def test_samples_are_scored_again_without_the_model(tmp_path, model):
     assert json.loads(again.read_text())["rows"] == 1
 
 
+def test_samples_of_two_models_are_pooled(tmp_path, model, capsys):
+    for name in ("a", "b"):
+        assert run(f"--checkpoint={tmp_path}", "--mbr=2", f"--output={tmp_path}/{name}.json") == 0
+    files = [f"--samples={tmp_path}/{name}.examples.jsonl" for name in ("a", "b")]
+    both = tmp_path / "both.json"
+    assert run(*files, "--mbr=4", f"--output={both}") == 0
+    report = json.loads(both.read_text())
+    assert list(report["systems"]) == ["model", "model_mbr4", "copy"]
+    assert report["systems"]["model_mbr4"]["network_calls"] == 4 * model.config.sampling.steps
+    assert report["metadata"]["samples"] == [flag.partition("=")[2] for flag in files]
+    lines = [json.loads(line) for line in (tmp_path / "both.examples.jsonl").read_text().splitlines()]
+    single = json.loads((tmp_path / "a.examples.jsonl").read_text().splitlines()[0])["samples"]
+    assert lines[0]["samples"] == [text for text in single for _ in files]  # the fake writes the same for both
+    assert run(*files, "--mbr=5", f"--output={tmp_path}/c.json") == 2
+    assert f"{tmp_path}/a.examples.jsonl, {tmp_path}/b.examples.jsonl: 4" in capsys.readouterr().err
+    assert run(*files, "--mbr=4", f"--output={tmp_path}/b.json") == 2  # whose examples it reads
+    assert "would replace" in capsys.readouterr().err
+    assert run(f"--checkpoint={tmp_path}", "--limit=2", f"--output={tmp_path}/short.json") == 0
+    assert run(*files, f"--samples={tmp_path}/short.examples.jsonl", f"--output={tmp_path}/c.json") == 2
+    assert "short.examples.jsonl has 2 rows where" in capsys.readouterr().err
+
+
 def test_the_copy_baseline_needs_no_checkpoint(tmp_path, recipe, data):
     output = tmp_path / "copy.json"
     config = [f"--config={recipe}", f"--config.data.path={data}"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -31,7 +32,7 @@ class Record:
     references: tuple[str, ...]
     samples: tuple[str, ...]
     unseen: bool | None = None  # neither side occurs in the training data; None: not looked up
-    network_calls: int | None = None  # for one sample
+    network_calls: int | None = None  # for one sample; None: not known, or not the same for all
 
 
 def make_records(
@@ -79,6 +80,43 @@ def read_records(path: str | Path) -> list[Record]:
         if len(record.samples) != drawn:
             raise DataError(f"{path}:{number}: has {len(record.samples)} samples where line 1 has {drawn}")
     return records
+
+
+def pooled(records: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Record]:
+    """The same rows as several models or settings wrote them: one sample of each in turn, as long as there are any.
+
+    A row is unseen if it is in each of them.
+
+    Args:
+      records: those of each, row by row.
+      names: what an error calls each of them.
+
+    Raises:
+      DataError: one has other rows than the first, or no samples.
+    """
+    first = records[0]
+    for name, others in zip(names, records, strict=True):
+        if len(records) > 1 and not others[0].samples:
+            raise DataError(f"{name} holds no samples to pool: is it of a copy baseline?")
+    for name, others in zip(names, records, strict=True):
+        if len(others) != len(first):
+            raise DataError(f"{name} has {len(others)} rows where {names[0]} has {len(first)}: pool files of one split")
+        for number, (record, other) in enumerate(zip(first, others, strict=True), 1):
+            if (record.row, record.source, record.references) != (other.row, other.source, other.references):
+                raise DataError(f"{name}:{number}: another row than that of {names[0]}: pool files of one split")
+    return [_pooled(same) for same in zip(*records, strict=True)]
+
+
+def _pooled(same: Sequence[Record]) -> Record:
+    turns = zip_longest(*(record.samples for record in same))
+    unseen = {record.unseen for record in same}
+    calls = {record.network_calls for record in same}
+    return replace(
+        same[0],
+        samples=tuple(text for turn in turns for text in turn if text is not None),
+        unseen=False if False in unseen else None if None in unseen else True,
+        network_calls=calls.pop() if len(calls) == 1 else None,
+    )
 
 
 def _read_record(line: str, where: str) -> Record:

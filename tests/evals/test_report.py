@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from dimba_jax.data.examples import DataError, Example
 from dimba_jax.evals.bleu import Ngrams
 from dimba_jax.evals.metrics import distinct, ibleu, rouge_l, self_bleu
-from dimba_jax.evals.records import make_records, read_records
+from dimba_jax.evals.records import make_records, pooled, read_records
 from dimba_jax.evals.report import METRICS, evaluate_outputs, make_report, report_json, score_rows
 from dimba_jax.evals.table import format_table
 
@@ -160,6 +161,26 @@ def test_records_survive_the_file(tmp_path):
     path.write_text("".join(row.to_line() + "\n" for row in rows))
     assert read_records(path) == records
     assert json.loads(path.read_text().splitlines()[1])["chosen"] == {"1": 0, "3": 2}
+
+
+def test_pooled_records_take_turns():
+    """a0 b0 a1 b1 b2: a row is unseen only where it is for all, and calls are known only if they agree."""
+    ours = make_records(EXAMPLES, [("a0", "a1"), ("c0", "c1")], ["nothing"], 16)
+    theirs = make_records(EXAMPLES, [("b0", "b1", "b2"), ("d0", "d1", "d2")], [EXAMPLES[0].source], 16)
+    found = pooled([ours, theirs], ["ours", "theirs"])
+    assert [record.samples for record in found] == [("a0", "b0", "a1", "b1", "b2"), ("c0", "d0", "c1", "d1", "d2")]
+    assert [record.unseen for record in found] == [False, True]
+    assert [record.network_calls for record in found] == [16, 16]
+    others = [replace(record, network_calls=27, unseen=None) for record in theirs]
+    found = pooled([ours, others], ["ours", "theirs"])
+    assert [(record.network_calls, record.unseen) for record in found] == [(None, None), (None, None)]
+    assert pooled([ours], ["ours"]) == ours
+    with pytest.raises(DataError, match="theirs has 1 rows where ours has 2"):
+        pooled([ours, theirs[:1]], ["ours", "theirs"])
+    with pytest.raises(DataError, match="theirs:1: another row"):
+        pooled([ours, theirs[::-1]], ["ours", "theirs"])
+    with pytest.raises(DataError, match="copy holds no samples"):
+        pooled([ours, make_records(EXAMPLES, None, None)], ["ours", "copy"])
 
 
 GOOD = '{"row": 0, "source": "a", "references": ["b"], "samples": ["c"]}'

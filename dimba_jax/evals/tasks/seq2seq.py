@@ -15,7 +15,7 @@ from dimba_jax.data.examples import DataError, Example, Split
 from dimba_jax.data.sources import load_split
 from dimba_jax.environment import environment, of_checkpoint
 from dimba_jax.evals.bertscore import load_bertscore
-from dimba_jax.evals.records import Record, make_records, read_records
+from dimba_jax.evals.records import Record, make_records, pooled, read_records
 from dimba_jax.evals.report import ScoredRow, make_report, report_json, score_rows
 from dimba_jax.evals.table import print_table
 from dimba_jax.files import write_whole
@@ -56,7 +56,8 @@ def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
     """
     output = commandline.output_file(options.output)
     if options.samples is not None:
-        _check_kept(output, options.samples)
+        for path in options.samples:
+            _check_kept(output, path)
     sizes = _mbr_sizes(options.mbr)
     split: Split = options.split or SPLIT
     bertscore = load_bertscore() if options.bertscore else None  # before hours of sampling
@@ -109,11 +110,12 @@ def _from_copy(options: flags.FlagValues, split: Split, command: Sequence[str]) 
 def _from_samples(
     options: flags.FlagValues, sizes: Sequence[int], command: Sequence[str]
 ) -> tuple[list[Record], dict[str, Any]]:
-    records = read_records(options.samples)[: options.limit]
+    paths: list[str] = options.samples
+    records = pooled([read_records(path) for path in paths], paths)[: options.limit]
     drawn = len(records[0].samples)
     if 0 < drawn < max(sizes):  # none at all: the file of a copy baseline
-        raise ConfigError(f"--mbr={max(sizes)} needs as many samples a row; {options.samples} has {drawn}")
-    return records, {"samples": options.samples, "environment": environment(command, devices=False)}
+        raise ConfigError(f"--mbr={max(sizes)} needs as many samples a row; {', '.join(paths)}: {drawn}")
+    return records, {"samples": paths, "environment": environment(command, devices=False)}
 
 
 def _from_checkpoint(
