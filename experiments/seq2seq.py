@@ -158,7 +158,8 @@ def score(system: System, workdir: Path, options: argparse.Namespace, names: Lin
     from flax import nnx
 
     from dimba_jax.data.sources import load_split
-    from dimba_jax.evals.report import evaluate_outputs
+    from dimba_jax.evals.records import make_records
+    from dimba_jax.evals.report import make_report, score_rows
     from dimba_jax.sampling.generate import generate
     from dimba_jax.sampling.load import load
 
@@ -191,9 +192,8 @@ def score(system: System, workdir: Path, options: argparse.Namespace, names: Lin
 
     for settings in cases:
         made = sample(settings, options.seed, progress=True)
-        report = evaluate_outputs(
-            examples, [g.texts for g in made], known, chosen, made[0].network_calls, split=options.split
-        )
+        rows = score_rows(make_records(examples, [g.texts for g in made], known, made[0].network_calls), chosen)
+        report = make_report(rows, options.split)
         one = dataclasses.replace(settings, num_samples=1)
         a_second = None if options.nospeed else sentences_a_second(sample, one, len(prompts))
         sampled = {"steps": settings.steps, "curve": bool(options.calls)}
@@ -202,9 +202,19 @@ def score(system: System, workdir: Path, options: argparse.Namespace, names: Lin
             shown = {k: line[k] for k in ("system", "subset", "mbr", "network_calls", "bleu", "ibleu", "bleu_source")}
             print(json.dumps(shown), flush=True)
         keep(options.results, found)
-        if not options.calls and not options.label and 1 in chosen:  # --mbr=10 alone has settings of its own
-            where = "_".join(["first_rows", *(names[name] for name in ("test",) if name in names), options.split])
-            unselected(workdir / f"{where}.json", examples, [g.texts[0] for g in made])
+        if not options.calls and not options.label:
+            test = names.get("test")
+            samples_file(workdir, options.split, max(chosen), test).write_text(
+                "".join(row.to_line() + "\n" for row in rows), encoding="utf-8"
+            )
+            if 1 in chosen:  # --mbr=10 alone has settings of its own
+                where = "_".join(filter(None, ("first_rows", test, options.split)))
+                unselected(workdir / f"{where}.json", examples, [g.texts[0] for g in made])
+
+
+def samples_file(workdir: Path, split: str, samples: int, test: str | None = None) -> Path:
+    """Where all samples of the rows are kept, as `evaluate --samples` reads them."""
+    return workdir / f"{'_'.join(filter(None, ('samples', test, split, str(samples))))}.examples.jsonl"
 
 
 def drawn_apart(sizes: list[int], kind: str, sampling: Any) -> list[int]:

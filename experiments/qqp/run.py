@@ -8,6 +8,7 @@ DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a rec
 were chosen on the validation split. Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is
 told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
 start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too).
+All samples of a row are kept in the workdir (pool.py and `evaluate --samples` read them).
 --calls scores one sample for each number of sampling steps, --score_only what is trained already; with --label their
 lines are those of other sampling settings and do not take the place of the recipe's. Flags as
 --config.training.steps=100 are handed on to training; those of --config.sampling hold for these scores, too. Sentences
@@ -38,12 +39,16 @@ SYSTEMS = {
 }
 
 
+def workdir_of(system: str, work: Path, seed: int) -> Path:
+    return work / f"{system.replace(' ', '_')}-{seed}"
+
+
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--system", choices=SYSTEMS, required=True)
     options = parse(flags, Path(__file__).parent / "results.json", SYSTEMS)
     system = SYSTEMS[options.system]
-    workdir = options.work / f"{options.system.replace(' ', '_')}-{options.seed}"
+    workdir = workdir_of(options.system, options.work, options.seed)
     train(system, workdir, options)
     score(system, workdir, options, {"system": options.system})
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from dimba_jax.config import DataConfig, RunConfig, TrainingConfig
 from dimba_jax.data.examples import DataError, Example
+from dimba_jax.evals.records import make_records, read_records, record_line
 from dimba_jax.evals.report import evaluate_outputs
 
 TINY = (
@@ -67,6 +68,10 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert (one["rows"], one["train_steps"], one["network_calls"], two["network_calls"]) == (6, 3, 2, 4)
     assert one["sentences_per_s"] > 0 and two["sentences_per_s"] is None and one["train_minutes"] > 0
     assert len(json.loads((tmp_path / "runs" / "DiffuTran-0" / "first_rows_test.json").read_text())) == 6
+
+    drawn = read_records(tmp_path / "runs" / "DiffuTran-0" / "samples_test_2.examples.jsonl")
+    assert [len(record.samples) for record in drawn] == [2] * 6 and {record.network_calls for record in drawn} == {2}
+    assert sum(record.unseen for record in drawn) == 2
 
     before = (tmp_path / "runs" / "DiffuTran-0" / "wall.json").read_text()
     status, said = run("qqp", *flags, "--calls=1,3")
@@ -147,6 +152,55 @@ def test_lines_measured_again_take_the_place_of_the_ones_before(tmp_path, study)
     seq2seq.keep(path, [line | {"bleu": 0.3, "steps": 16}, line | {"curve": True, "bleu": 0.4}])
     seq2seq.keep(path, [line | {"curve": True, "bleu": 0.5, "steps": 2}, line | {"task": "qg", "bleu": 0.6}])
     assert sorted(row["bleu"] for row in json.loads(path.read_text())) == [0.2, 0.3, 0.4, 0.5, 0.6]
+
+
+def test_samples_of_two_trainings_are_pooled(tmp_path, study, monkeypatch, capsys):
+    """The first two samples of each: the networks' first ones agree, each one's second agrees with nothing."""
+    examples = [Example("how are you ?", ("are you well ?",), row) for row in range(2)]
+    written = {0: ["are you well ?", "is it cold today ?"], 1: ["are you well now ?", "where do we go ?"]}
+    line = {
+        "system": "DiffuTran", "split": "test", "subset": "all", "mbr": 4, "curve": False, "objective": "masked",
+        "backbone": "Transformer", "device": "cpu", "params": 10, "train_minutes": 1.5, "train_steps": 3, "steps": 2,
+        "sampling": {},
+    }  # fmt: skip
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([line | {"seed": seed} for seed in written] + [line | {"seed": 2, "steps": 3}]))
+    for seed, texts in (written | {2: written[0]}).items():
+        folder = tmp_path / f"DiffuTran-{seed}"
+        folder.mkdir()
+        records = make_records(examples, [texts + texts[::-1]] * 2, [], 2)
+        (folder / "samples_test_4.examples.jsonl").write_text("".join(record_line(r) + "\n" for r in records))
+    pool = study("qqp", "pool")
+
+    def call(*flags):
+        base = [f"--work={tmp_path}", "--system=DiffuTran", f"--results={results}", "--label=two", "--mbr=4"]
+        monkeypatch.setattr(sys, "argv", ["pool.py", *base, *flags])
+        try:
+            pool.main()
+        except SystemExit as exit:
+            return str(exit.code) + capsys.readouterr().err
+        return 0
+
+    assert call("--seeds=0,1") == 0
+    lines = json.loads(results.read_text())
+    pooled = {line["subset"]: line for line in lines if line["system"] == "two"}
+    assert set(pooled) == {"all", "unseen"} and pooled["unseen"]["rows"] == 2
+    found = pooled["all"]
+    assert (found["params"], found["train_minutes"], found["network_calls"], found["rows"]) == (20, 3.0, 8, 2)
+    assert (found["seed"], found["weights"], found["mbr"], found["bleu"]) == ("0+1", "DiffuTran", 4, 1.0)
+    assert "| two | 4 | 1 | 1.0000 |" in study("qqp", "report").scores([found], "all")
+    for flags, message in (
+        (["--seeds=0,0"], "two or more different ones"),
+        (["--seeds=0"], "two or more different ones"),
+        (["--seeds=0,1", "--mbr=1"], "a sample of each network"),
+        (["--seeds=0,1", "--label=DiffuTran"], "a name that no system's lines have"),
+        (["--seeds=0,3"], "samples_test_4.examples.jsonl: no such file"),
+        (["--seeds=0,1", "--split=valid"], "run.py --mbr=4 keeps a network's samples"),
+        (["--seeds=0,2"], "steps: 2 and 3: pool networks that are alike"),
+    ):
+        assert message in call(*flags)
+    results.write_text(json.dumps([line | {"seed": 0}]))
+    assert "has no line of" in call("--seeds=0,1")
 
 
 def test_a_task_is_scored_on_its_own_rows(tmp_path, study, monkeypatch):
