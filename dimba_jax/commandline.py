@@ -1,4 +1,4 @@
-"""What the entry modules share: flags in a set of their own, sampling options, and errors on one line.
+"""What the entry modules share: flags in a set of their own, and errors on one line.
 
 A command's exit status is 0, 2 for what its user can mend (a wrong option, setting, file or row of data), 130 after
 Ctrl-C.
@@ -6,7 +6,6 @@ Ctrl-C.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,44 +15,13 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from dimba_jax.config import ConfigError, RunConfig, SamplingConfig, from_config_dict, to_dict
+from dimba_jax import sampling_flags
+from dimba_jax.config import ConfigError
 from dimba_jax.errors import UserError
 
 _USERS = (flags.Error, UserError, OSError)  # errors of the user's
 USER_ERROR = 2
 
-_SAMPLING_HELP = {
-    "sampler": "ddpm, ddim or dpmpp (Gaussian); ancestral, confidence, low_confidence or remdm (masked); this and the "
-    "following default to the checkpoint's config",
-    "steps": "denoising steps of a row, or of a block, up to the process's timesteps",
-    "eta": "ddim: share of ancestral noise",
-    "guidance": "classifier-free guidance; 1 is off; pairs: of a model trained with condition_dropout",
-    "clamp_from": "Gaussian: round predictions to embeddings at t up to this; 0: never",
-    "temperature": "Gaussian: standard deviation of the starting noise; tokens: of their distribution, 0 takes the "
-    "most probable",
-    "num_samples": "texts for each prompt",
-    "batch_size": "rows of one compiled call",
-    "anchors": "Gaussian, trained with anchor_prob: every step makes its surest positions clean tokens",
-    "mean_temperature": "Gaussian that predicts tokens: temperature of those whose mean embedding estimates x0",
-    "early_exit": "Gaussian: stop after so many steps without a changed token; 0: never",
-    "ema": "take the averaged parameters",
-    "end_bias": "added to the logits of the end token and of padding; below 0 texts become longer",
-    "top_k": "tokens: draw among the k most probable; 0: all",
-    "top_p": "tokens: draw among the fewest that hold this probability",
-    "score": "confidence, low_confidence, anchors: what makes a position sure (probability, margin or entropy)",
-    "threshold": "confidence: unmask every position surer than this, one at least; 0: an even share a step",
-    "score_noise": "confidence, low_confidence: temperature of Gumbel noise on the scores, fading with t",
-    "padding_apart": "confidence, anchors: write where padding is most probable at a rate of its own, beside the words",
-    "revise": "low_confidence: what has been written may be masked again",
-    "reuse_logits": "ancestral, remdm: no network call after a step that changed no token (no time conditioning)",
-    "remask": "remdm: cap, rescale or loop",
-    "remask_strength": "remdm: sigma's cap, or its share of the greatest possible",
-    "remask_window": "remdm loop: low,high; from t = high to low it only re-masks",
-    "block_size": "masked: positions of a block, left to right; 0: the model's own, or none",
-    "cache": "masked, trained without blocks: none, prefix or dual (Fast-dLLM), which are approximate",
-    "length": "masked models of pairs: first chooses the target's length in one call before its words; or model",
-    "length_bias": "tokens added to the length so chosen",
-}
 _DISTRIBUTED_HELP = {
     "distributed": "one of several processes, which JAX finds on Slurm, Open MPI, Kubernetes and TPU pods; "
     "--nodistributed: alone; neither: what the environment says",
@@ -63,23 +31,6 @@ _DISTRIBUTED_HELP = {
     "cluster_detection_method": "as in jax.distributed.initialize; mpi4py for Open MPI 5",
     "initialization_timeout": "seconds to wait for the other processes; 300 unless given",
 }
-_FLAG_NAMES = {"length": "length_choice"}  # --length is a number of tokens
-
-_GAUSSIAN = ("ddpm", "ddim", "dpmpp")
-_MASKED = ("ancestral", "confidence", "low_confidence", "remdm")
-_TOKENS = (*_MASKED, "autoregressive")
-# by which samplers a setting is read; those that are not here are read by all
-_READ_BY = {
-    "sampler": _GAUSSIAN + _MASKED, "steps": _GAUSSIAN + _MASKED,
-    "eta": ("ddim",), "clamp_from": _GAUSSIAN, "early_exit": _GAUSSIAN, "anchors": _GAUSSIAN,
-    "mean_temperature": _GAUSSIAN,
-    "top_k": _TOKENS, "top_p": _TOKENS,
-    "score": ("confidence", "low_confidence", *_GAUSSIAN), "score_noise": ("confidence", "low_confidence"),
-    "threshold": ("confidence",), "padding_apart": ("confidence", *_GAUSSIAN), "revise": ("low_confidence",),
-    "reuse_logits": ("ancestral", "remdm"),
-    "remask": ("remdm",), "remask_strength": ("remdm",), "remask_window": ("remdm",),
-    "block_size": _MASKED, "cache": _MASKED, "length": _MASKED, "length_bias": _MASKED,
-}  # fmt: skip
 
 
 class Flags:
@@ -127,16 +78,7 @@ class Flags:
 
     def sampling(self) -> None:
         """One flag for each sampling setting, None unless given."""
-        define = {
-            str: flags.DEFINE_string,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-            bool: flags.DEFINE_bool,
-            tuple: flags.DEFINE_list,
-        }
-        defaults = dataclasses.asdict(SamplingConfig())
-        for name, text in _SAMPLING_HELP.items():
-            define[type(defaults[name])](_FLAG_NAMES.get(name, name), None, text, flag_values=self.values)
+        sampling_flags.define(self.values)
 
     def distributed(self) -> None:
         """The flags of a run over several processes, None unless given; named as jax.distributed.initialize's."""
@@ -200,53 +142,10 @@ _RECIPE_MODULE = "config_config"  # ml_collections' name of it
 _CONFIG_ERROR = f"{ConfigError.__module__}.{ConfigError.__name__}: "
 
 
-def given_sampling(values: flags.FlagValues) -> dict[str, Any]:
-    """The sampling settings that the command line names.
-
-    Raises:
-      ConfigError: a list of something else than numbers.
-    """
-    found = {name: values[_FLAG_NAMES.get(name, name)].value for name in _SAMPLING_HELP}
-    return {
-        name: _numbers(name, value) if isinstance(value, list) else value
-        for name, value in found.items()
-        if value is not None
-    }
-
-
 def given_distributed(values: flags.FlagValues) -> dict[str, Any]:
     """The arguments of `distributed.initialize` that the command line names."""
     found = {name: values[name].value for name in _DISTRIBUTED_HELP}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def sampling_settings(config: RunConfig, given: dict[str, Any]) -> SamplingConfig:
-    """The checkpoint's sampling settings with the given ones in their place, checked against its process.
-
-    Raises:
-      ConfigError: one that is wrong, or that the sampler does not read.
-    """
-    values = to_dict(config)
-    settings = from_config_dict(values | {"sampling": values["sampling"] | given}).sampling
-    sampler = "autoregressive" if config.process.kind == "autoregressive" else settings.sampler
-    for name in given:
-        readers = _READ_BY.get(name, (sampler,))
-        if sampler not in readers:
-            what = "an autoregressive model" if sampler == "autoregressive" else f"sampler {sampler!r}"
-            raise ConfigError(
-                f"--{_FLAG_NAMES.get(name, name)} has no meaning with {what}: it is for {', '.join(readers)}"
-            )
-    for name in ("score", "padding_apart"):
-        if name in given and sampler in _GAUSSIAN and not settings.anchors:
-            raise ConfigError(f"--{name} has no meaning with sampler {sampler!r} without --anchors")
-    return settings
-
-
-def _numbers(name: str, texts: Sequence[str]) -> list[float]:
-    try:
-        return [float(text) for text in texts]
-    except ValueError:
-        raise ConfigError(f"--{name}={','.join(texts)}: expected numbers with commas between them") from None
 
 
 def run(

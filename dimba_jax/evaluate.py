@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags
 
-from dimba_jax import commandline
+from dimba_jax import commandline, sampling_flags
 
 TASKS = ("seq2seq", "likelihood", "generation")
 
@@ -101,7 +101,7 @@ def _refuse_idle(options: flags.FlagValues) -> None:
         for name in sorted(given & names - _ONLY[options.task]):
             raise flags.Error(f"--{name} only has a meaning with --task={task}")
     if options.task == "likelihood":
-        for name in commandline.given_sampling(options):
+        for name in sampling_flags.given(options):
             if name not in _LIKELIHOOD_SAMPLING:
                 raise flags.Error(f"--{name} has no meaning with --task=likelihood: nothing is sampled")
 

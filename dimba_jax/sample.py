@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from dimba_jax import commandline
+from dimba_jax import commandline, sampling_flags
 from dimba_jax.config import ConfigError, RunConfig, SamplingConfig
 from dimba_jax.data.examples import DataError, check_text, parse_json, read_lines
 from dimba_jax.environment import of_checkpoint
@@ -83,7 +83,7 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> None:
     from dimba_jax.sampling.load import load
 
     model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
-    settings = commandline.sampling_settings(model.config, commandline.given_sampling(options))
+    settings = sampling_flags.settings(model.config, sampling_flags.given(options))
     running = model.config.data.source == "text"
     if options.length is not None and not running:
         raise ConfigError(f"--length={options.length}: is for models of running text; this one answers prompts")

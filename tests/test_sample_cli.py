@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from dimba_jax import commandline, sample
+from dimba_jax import sample, sampling_flags
 from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.config import SamplingConfig, from_config_dict, to_dict
 from dimba_jax.data.tokenizers import ByteTokenizer
@@ -223,4 +223,4 @@ def test_help(capsys):
 
 def test_every_sampling_setting_has_a_flag():
     settings = {field.name for field in dataclasses.fields(SamplingConfig)}
-    assert set(commandline._SAMPLING_HELP) == settings and set(commandline._READ_BY) <= settings
+    assert set(sampling_flags.HELP) == settings and set(sampling_flags.READ_BY) <= settings

@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import flags
 
-from dimba_jax import commandline
+from dimba_jax import commandline, sampling_flags
 from dimba_jax.config import ConfigError
 from dimba_jax.errors import UserError
 from dimba_jax.files import write_whole
@@ -87,7 +87,7 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
     wrapped = make(
         options.checkpoint,
         model=model,
-        settings=commandline.sampling_settings(model.config, commandline.given_sampling(options)),
+        settings=sampling_flags.settings(model.config, sampling_flags.given(options)),
         draws=options.draws,
         seed=options.seed,
         batch_size=options.batch_size or 32,

@@ -217,9 +217,9 @@ def test_a_model_that_knows_no_anchors_is_not_asked_for_them(make_model):
 
 @pytest.mark.parametrize("name, value", [("score", "margin"), ("padding_apart", True)])
 def test_settings_of_anchors_alone(make_model, name, value):
-    from dimba_jax.commandline import sampling_settings
+    from dimba_jax import sampling_flags
 
     config = make_model(process={"anchor_prob": 0.5}).config
-    assert getattr(sampling_settings(config, {name: value, "anchors": True}), name) == value
+    assert getattr(sampling_flags.settings(config, {name: value, "anchors": True}), name) == value
     with pytest.raises(ConfigError, match=f"--{name} has no meaning with sampler 'ddim' without --anchors"):
-        sampling_settings(config, {name: value})
+        sampling_flags.settings(config, {name: value})

@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from dimba_jax import commandline
+from dimba_jax import commandline, sampling_flags
 from dimba_jax.config import ConfigError
 from dimba_jax.data.examples import Split
 from dimba_jax.environment import of_checkpoint
@@ -56,7 +56,7 @@ def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
             "nothing without a prompt: take --task=seq2seq"
         )
     split = options.split or SPLIT
-    settings = commandline.sampling_settings(model.config, commandline.given_sampling(options) | {"num_samples": 1})
+    settings = sampling_flags.settings(model.config, sampling_flags.given(options) | {"num_samples": 1})
     # before the sampling, which may take hours
     judge = None if options.judge is None else load_judge(options.judge)
     mauve = load_mauve() if options.mauve else None

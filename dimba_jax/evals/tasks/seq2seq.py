@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from dimba_jax import commandline
+from dimba_jax import commandline, sampling_flags
 from dimba_jax.config import ConfigError, DataConfig, RunConfig, SamplingConfig, from_config_dict, to_dict
 from dimba_jax.data.examples import DataError, Example, Split
 from dimba_jax.data.sources import load_split
@@ -42,7 +42,7 @@ def check(options: flags.FlagValues) -> None:
     if options.system == "copy" and options.config is None:
         raise flags.Error("--system=copy needs --config=RECIPE, which says where the data is")
     if options.checkpoint is None:
-        idle = list(commandline.given_sampling(options))
+        idle = list(sampling_flags.given(options))
         idle += ["checkpoint_step"] * (options.checkpoint_step is not None)
         if idle:
             raise flags.Error(f"--{idle[0]} only has a meaning with --checkpoint")
@@ -146,9 +146,9 @@ def _from_checkpoint(
 
 def _settings(config: RunConfig, options: flags.FlagValues, sizes: Sequence[int]) -> SamplingConfig:
     """The sampling settings, with as many samples as the largest choice needs."""
-    given = commandline.given_sampling(options)
+    given = sampling_flags.given(options)
     given.setdefault("num_samples", max(*sizes, config.sampling.num_samples))
-    settings = commandline.sampling_settings(config, given)
+    settings = sampling_flags.settings(config, given)
     if settings.num_samples < max(sizes):
         raise ConfigError(f"--num_samples={settings.num_samples} is fewer than --mbr={max(sizes)} chooses among")
     return settings
