@@ -39,7 +39,7 @@ class Flags:
     def __init__(self) -> None:
         self.values = flags.FlagValues()
         self.values.set_gnu_getopt(True)  # options may stand behind file names
-        self._files: str | None = None
+        self._files: list[str] = []
         self.boolean("help", False, "show this help")
 
     def text(self, name: str, default: str | None, help: str) -> None:
@@ -61,17 +61,13 @@ class Flags:
     def listing(self, name: str, default: list[str], help: str) -> None:
         flags.DEFINE_list(name, default, help, flag_values=self.values)
 
-    def texts(self, name: str, help: str) -> None:
-        """--name=A --name=B; None unless given."""
-        flags.DEFINE_multi_string(name, None, help, flag_values=self.values)
-
     def files(self, name: str, help: str) -> None:
-        """One or more files: --name=A,B, or --name=A --name=B, or --name=A B. At most one such flag a command.
+        """One or more files: --name=A,B, or --name=A --name=B, or --name=A B; None unless given.
 
-        A name with a comma in it can only be given in the last way.
+        A name with a comma in it can only be given in the last way, behind the last such flag's.
         """
         flags.DEFINE_multi_string(name, None, help, flag_values=self.values)
-        self._files = name
+        self._files.append(name)
 
     def config(self, help: str, argv: Sequence[str]) -> None:
         config_flags.DEFINE_config_file("config", None, help, flag_values=self.values, sys_argv=list(argv))
@@ -125,9 +121,10 @@ class Flags:
             raise ConfigError(
                 f"{_recipe(argv)}, line {line}: {type(error).__name__}: {_reason(error)}; mend the recipe"
             ) from error
-        if self._files is not None and values[self._files].present:
-            named = [file for text in values[self._files].value or () for file in text.split(",") if file]
-            values[self._files].value, rest = named + rest, []
+        for name in reversed(self._files):
+            if values[name].present:
+                named = [file for text in values[name].value or () for file in text.split(",") if file]
+                values[name].value, rest = named + rest, []
         if rest and not values.help:
             raise flags.Error(f"unexpected argument {rest[0]!r}: every option is --name=value")
         return values

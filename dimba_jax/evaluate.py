@@ -3,14 +3,16 @@
     python -m dimba_jax.evaluate --checkpoint=W --split=test --mbr=1,3,10 --output=eval.json
     python -m dimba_jax.evaluate --system=copy --config=configs/qqp.py --config.data.path=DIR --output=copy.json
     python -m dimba_jax.evaluate --samples=eval.examples.jsonl --mbr=1,5 --output=again.json
-    python -m dimba_jax.evaluate --samples=a.examples.jsonl --samples=b.examples.jsonl --mbr=10 --output=both.json
+    python -m dimba_jax.evaluate --samples=eval.examples.jsonl --mbr=10 --mbr_gain=ibleu --output=copies_less.json
+    python -m dimba_jax.evaluate --samples=a.examples.jsonl b.examples.jsonl --mbr=10 --output=both.json
     python -m dimba_jax.evaluate --checkpoint=W --task=likelihood --input=a.txt b.txt [--block_sizes=1,4,16]
     python -m dimba_jax.evaluate --checkpoint=W --task=generation --num_texts=64 --judge=JUDGE --output=generation.json
 
 Prints a table. The report also says what it was made with: checkpoint, settings, seed, versions, devices, commit and
 command. seq2seq and generation write the report as JSON and one line per example beside it
 (OUTPUT.examples.jsonl); likelihood writes its report if --output is given. Files that are there already are
-replaced once the evaluation has succeeded.
+replaced once the evaluation has succeeded. Of the samples of several files "model" is the first file's first one alone;
+its diversity is that of all of them, as it is of one file's.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ from typing import Any
 from absl import flags
 
 from dimba_jax import commandline, sampling_flags
+from dimba_jax.sampling.mbr import GAINS
 
 TASKS = ("seq2seq", "likelihood", "generation")
 
 # The flags of one task or two; all others, but for those of sampling, are of every task.
 _ONLY = {
-    "seq2seq": {"system", "samples", "config", "unseen", "mbr", "bertscore", "limit"},
+    "seq2seq": {"system", "samples", "config", "unseen", "mbr", "mbr_gain", "bertscore", "limit"},
     "likelihood": {"input", "draws", "block_sizes", "training_unigram", "limit"},
     "generation": {"judge", "num_texts", "length", "mauve"},
 }
@@ -65,14 +68,17 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.text("output", None, "where to write the report (JSON)")
     define.seed(0, "seed of the samples, or of the draws")
     define.choice("system", "model", ["model", "copy"], "seq2seq: copy scores the sources themselves")
-    define.texts(
+    define.files(
         "samples",
-        "seq2seq: score the per-example file (.examples.jsonl) of an earlier evaluation; of several, "
-        "--samples=A --samples=B, one sample of each in turn",
+        "seq2seq: score the per-example file (.examples.jsonl) of an earlier evaluation; of several, --samples=A B or "
+        "--samples=A,B, one sample of each in turn",
     )
     define.config("seq2seq: recipe whose data --system=copy reads", argv)
     define.boolean("unseen", True, "seq2seq: score the rows unseen in training once more (reads the training split)")
     define.listing("mbr", ["1"], "seq2seq: numbers of samples to choose among, as in 1,3,10")
+    define.choice(
+        "mbr_gain", "bleu", GAINS, "seq2seq: what to choose by; ibleu takes samples that copy less of the source"
+    )
     define.boolean("bertscore", False, "seq2seq: add BERTScore (needs the package bert-score and its weights)")
     define.files("input", "likelihood: text files, --input=A B or --input=A,B; the split unless given")
     define.integer("draws", 16, "likelihood: Monte-Carlo draws of a bound; an exact value needs one", lower_bound=1)

@@ -10,6 +10,7 @@ from absl import flags
 
 from dimba_jax.config import ConfigError, RunConfig, SamplingConfig, from_config_dict, to_dict
 
+# every setting of SamplingConfig: what its flag's help says
 HELP = {
     "sampler": "ddpm, ddim or dpmpp (Gaussian); ancestral, confidence, low_confidence or remdm (masked); this and the "
     "following default to the checkpoint's config",

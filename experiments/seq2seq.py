@@ -22,7 +22,17 @@ from recipe_files import CONFIGS
 from sampling_settings import among
 
 FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "div4", "self_bleu", "length")
-IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "seed", "curve")  # of a line; not all studies have all
+IDENTITY = (
+    "task",
+    "test",
+    "system",
+    "split",
+    "subset",
+    "mbr",
+    "gain",
+    "seed",
+    "curve",
+)  # of a line; not all studies have all
 WALL = "wall.json"  # in a workdir: seconds of each training process
 UNFINISHED = 3  # exit status
 Line = dict[str, Any]
@@ -202,7 +212,7 @@ def score(system: System, workdir: Path, options: argparse.Namespace, names: Lin
             shown = {k: line[k] for k in ("system", "subset", "mbr", "network_calls", "bleu", "ibleu", "bleu_source")}
             print(json.dumps(shown), flush=True)
         keep(options.results, found)
-        if not options.calls and not options.label:
+        if not options.calls and not options.label and not options.limit:
             test = names.get("test")
             samples_file(workdir, options.split, max(chosen), test).write_text(
                 "".join(row.to_line() + "\n" for row in rows), encoding="utf-8"
@@ -242,15 +252,24 @@ def sentences_a_second(sample: Callable[[Any, int], Any], settings: Any, rows: i
     return round(rows / (time.monotonic() - began), 2)
 
 
-def lines_of(report: Line, sizes: Sequence[int], common: Line, a_second: float | None) -> list[Line]:
-    """A line for each subset of rows and number of samples, and those of copying the source."""
+def lines_of(
+    report: Line, sizes: Sequence[int], common: Line, a_second: float | None, gain: str = "bleu"
+) -> list[Line]:
+    """A line for each subset of rows and number of samples, and those of copying the source.
+
+    Args:
+      gain: what was chosen by among several samples; lines name it unless it is BLEU.
+    """
+    from dimba_jax.evals.report import system_name
+
     lines = []
     for subset, systems in (("all", report["systems"]), ("unseen", report["unseen"])):
         count = report["rows"] if subset == "all" else report["unseen_rows"]
         for size in sizes:
-            figures = systems["model" if size == 1 else f"model_mbr{size}"]
+            figures = systems[system_name(size, gain)]
             line = common | {"subset": subset, "rows": count, "mbr": size, "network_calls": figures["network_calls"]}
             line |= scores(figures) | {"sentences_per_s": a_second if size == 1 else None}
+            line |= {} if gain == "bleu" else {"gain": gain}
             lines.append(line)
         copied = {name: common[name] for name in ("task", "test", "split") if name in common}
         copied |= {"system": "copy", "subset": subset, "rows": count, "mbr": 1, "network_calls": 0}

@@ -23,6 +23,7 @@ FIGURES = {
     "network_calls": ("calls", ".0f"),
     "sentences_per_s": ("sentences/s", ",.0f"),
 }
+GAINS = {"ibleu": "by iBLEU"}  # what MBR chose by, where it was not BLEU
 Line = dict[str, Any]
 
 
@@ -32,11 +33,11 @@ def read(path: Path) -> list[Line]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def grouped(lines: list[Line]) -> dict[tuple[str, int], list[Line]]:
-    """By system and number of samples, a line for each seed."""
-    groups: dict[tuple[str, int], list[Line]] = {}
+def grouped(lines: list[Line]) -> dict[tuple[str, int, str], list[Line]]:
+    """By system, number of samples and what was chosen by, a line for each seed."""
+    groups: dict[tuple[str, int, str], list[Line]] = {}
     for line in lines:
-        groups.setdefault((line["system"], line["mbr"]), []).append(line)
+        groups.setdefault((line["system"], line["mbr"], line.get("gain", "bleu")), []).append(line)
     return dict(sorted(groups.items(), key=lambda item: (item[0][0] == "copy", item[0])))
 
 
@@ -56,11 +57,12 @@ def scores(lines: list[Line], subset: str) -> str:
     figures = {name: how for name, how in FIGURES.items() if any(line.get(name) is not None for line in chosen)}
     heads = ["system", "MBR", "seeds", *(head for head, _ in figures.values())]
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    for (system, size), group in grouped(chosen).items():
+    for (system, size, gain), group in grouped(chosen).items():
         cells = [cell(group, name, digits) for name, (_, digits) in figures.items()]
         if len({line["rows"] for line in group}) > 1:
             raise SystemExit(f"{system}: lines of different numbers of rows are no seeds of one figure")
-        rows.append(f"| {system} | {size} | {len(group)} | {' | '.join(cells)} |")
+        of = size if gain == "bleu" else f"{size}, {GAINS[gain]}"
+        rows.append(f"| {system} | {of} | {len(group)} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -53,6 +53,19 @@ def draws(total: int, *drawn: st.SearchStrategy):
     return decorate
 
 
+def test_few_cases_and_all_in_one_process():
+    drawn = []
+
+    @draws(40, st.integers())
+    def noted(self, value):
+        drawn.append(value)
+
+    noted(None, FEW)
+    few = len(drawn)
+    noted(None, ALL)
+    assert few == 2 and len(drawn) == 42
+
+
 @st.composite
 def mutated_configs(draw) -> dict[str, Any]:
     """The default config with some settings replaced, dropped, renamed or added, at any depth."""

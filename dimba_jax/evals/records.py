@@ -85,25 +85,32 @@ def read_records(path: str | Path) -> list[Record]:
 def pooled(records: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Record]:
     """The same rows as several models or settings wrote them: one sample of each in turn, as long as there are any.
 
-    A row is unseen if it is in each of them.
+    A row is unseen if it is for each of them. Network calls of a sample are kept where they are the same for all.
 
     Args:
-      records: those of each, row by row.
+      records: those of each, one or more, row by row.
       names: what an error calls each of them.
 
     Raises:
-      DataError: one has other rows than the first, or no samples.
+      DataError: one has other rows than the first, no samples, or (if the first has) no word on which rows are unseen.
     """
     first = records[0]
-    for name, others in zip(names, records, strict=True):
-        if len(records) > 1 and not others[0].samples:
-            raise DataError(f"{name} holds no samples to pool: is it of a copy baseline?")
-    for name, others in zip(names, records, strict=True):
+    for name, others in zip(names[1:], records[1:], strict=True):
         if len(others) != len(first):
-            raise DataError(f"{name} has {len(others)} rows where {names[0]} has {len(first)}: pool files of one split")
+            have = f"{name} has {len(others)} rows, {names[0]} {len(first)}"
+            raise DataError(f"{have}: pool evaluations of one split, with the same --limit")
         for number, (record, other) in enumerate(zip(first, others, strict=True), 1):
             if (record.row, record.source, record.references) != (other.row, other.source, other.references):
-                raise DataError(f"{name}:{number}: another row than that of {names[0]}: pool files of one split")
+                raise DataError(f"{name}:{number}: another row than that of {names[0]}: pool evaluations of one split")
+            if (record.unseen is None) != (other.unseen is None):
+                which = (name, names[0]) if other.unseen is None else (names[0], name)
+                raise DataError(
+                    f"{which[0]} does not tell unseen rows, {which[1]} does: draw both with --unseen, or none"
+                )
+    if len(records) > 1:
+        for name, others in zip(names, records, strict=True):
+            if not others[0].samples:
+                raise DataError(f"{name} holds no samples to pool: is it of a copy baseline?")
     return [_pooled(same) for same in zip(*records, strict=True)]
 
 
@@ -114,7 +121,7 @@ def _pooled(same: Sequence[Record]) -> Record:
     return replace(
         same[0],
         samples=tuple(text for turn in turns for text in turn if text is not None),
-        unseen=False if False in unseen else None if None in unseen else True,
+        unseen=None if None in unseen else all(unseen),
         network_calls=calls.pop() if len(calls) == 1 else None,
     )
 

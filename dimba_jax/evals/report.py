@@ -21,7 +21,7 @@ from dimba_jax.evals.metrics import distinct, ibleu, rouge_l, self_bleu
 from dimba_jax.evals.records import Record, SourceAndTargets, make_records, record_line
 from dimba_jax.evals.sari import Edits, edits, sari
 from dimba_jax.progress import progress
-from dimba_jax.sampling.mbr import mbr_choice
+from dimba_jax.sampling.mbr import Gain, mbr_choice
 
 METRICS = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "self_bleu", "div4", "length", "network_calls")
 MBR_SIZES = (1, 3, 10)
@@ -38,6 +38,7 @@ class ScoredRow:
     chosen: Mapping[int, int]
     systems: Mapping[str, Scores]
     edits: Mapping[str, Edits]  # of each system, for SARI; empty where it is not scored
+    gain: Gain = "bleu"  # what the choice was by
 
     def to_line(self) -> str:
         """A line of the per-example file."""
@@ -71,11 +72,14 @@ def score_rows(
     records: Sequence[Record],
     mbr: Sequence[int] | None = None,
     *,
+    gain: Gain = "bleu",
     bertscore: BertScore | None = None,
     show_progress: bool = False,
 ) -> list[ScoredRow]:
     """Scores every record: "model" is the first sample, "model_mbrK" the choice among the first K.
 
+    The choice has the greatest mean BLEU against the other samples, or, as "model_mbrK_ibleu", the greatest mean iBLEU:
+    of samples that agree as well with the others it is the one that copies less of the source.
     Diversity (self_bleu, div4) is over all samples for "model", over the K for "model_mbrK". SARI is scored if any row
     has several references, as those of simplification have.
 
@@ -89,7 +93,7 @@ def score_rows(
     rows = []
     with progress(len(records), "score", enabled=show_progress) as bar:
         for record in records:
-            rows.append(_score_row(record, sizes, with_sari))
+            rows.append(_score_row(record, sizes, gain, with_sari))
             bar.update(1)
     if bertscore is not None:
         _add_bertscore(rows, bertscore)
@@ -110,31 +114,35 @@ def _mbr_sizes(records: Sequence[Record], mbr: Sequence[int] | None) -> tuple[in
     return tuple(sorted(set(sizes)))
 
 
-def _score_row(record: Record, sizes: Sequence[int], with_sari: bool) -> ScoredRow:
+def _score_row(record: Record, sizes: Sequence[int], gain: Gain, with_sari: bool) -> ScoredRow:
     source = _Text.of(record.source)
     references = [_Text.of(text) for text in record.references]
     samples = [_Text.of(text) for text in record.samples]
     similarity = [[sentence_bleu(i.ngrams, [j.ngrams]) for j in samples] for i in samples]
-    chosen = {k: mbr_choice(range(k), lambda i, j: similarity[i][j]) for k in sizes}
+    gains = similarity
+    if gain == "ibleu":
+        copied = [sentence_bleu(sample.ngrams, [source.ngrams]) for sample in samples]
+        gains = [[ibleu(bleu, of_source) for bleu in line] for line, of_source in zip(similarity, copied, strict=True)]
+    chosen = {k: mbr_choice(range(k), lambda i, j: gains[i][j]) for k in sizes}
     systems: dict[str, Scores] = {}
     for k, index in chosen.items():
         among = len(samples) if k == 1 else k
         calls = None if record.network_calls is None else k * record.network_calls
-        systems[system_name(k)] = _scores(samples[index], references, source) | {
+        systems[system_name(k, gain)] = _scores(samples[index], references, source) | {
             "self_bleu": self_bleu([line[:among] for line in similarity[:among]]) if among > 1 else None,
             "div4": distinct([sample.ngrams for sample in samples[:among]], 4) if among > 1 else None,
             "network_calls": calls,
         }
     systems["copy"] = _scores(source, references, source) | {"network_calls": 0}
-    outputs = {system_name(k): samples[index] for k, index in chosen.items()} | {"copy": source}
+    outputs = {system_name(k, gain): samples[index] for k, index in chosen.items()} | {"copy": source}
     wanted = [reference.ngrams for reference in references]
     counts = {name: edits(output.ngrams, source.ngrams, wanted) for name, output in outputs.items() if with_sari}
-    return ScoredRow(record, chosen, systems, counts)
+    return ScoredRow(record, chosen, systems, counts, gain)
 
 
-def system_name(k: int) -> str:
+def system_name(k: int, gain: Gain = "bleu") -> str:
     """The name of the system that decodes over k samples."""
-    return "model" if k == 1 else f"model_mbr{k}"
+    return "model" if k == 1 else f"model_mbr{k}" + ("" if gain == "bleu" else f"_{gain}")
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ def _scores(output: _Text, references: Sequence[_Text], source: _Text) -> Scores
 
 def _add_bertscore(rows: Sequence[ScoredRow], bertscore: BertScore) -> None:
     references = [row.record.references for row in rows]
-    names = {system_name(k): k for k in rows[0].chosen}
+    names = {system_name(k, rows[0].gain): k for k in rows[0].chosen}
     for system in rows[0].systems:
         outputs = [
             row.record.samples[row.chosen[names[system]]] if system in names else row.record.source for row in rows

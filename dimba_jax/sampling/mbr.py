@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 T = TypeVar("T")
+Gain = Literal["bleu", "ibleu"]  # of a sample, beside another in the reference's place
+GAINS: tuple[Gain, ...] = get_args(Gain)
 
 
-def mbr_choice(candidates: Sequence[T], bleu: Callable[[T, T], float]) -> int:
-    """The index argmax_i mean_{j != i} bleu(candidates[i], candidates[j]); the first of equals.
+def mbr_choice(candidates: Sequence[T], gain: Callable[[T, T], float]) -> int:
+    """The index argmax_i mean_{j != i} gain(candidates[i], candidates[j]); the first of equals.
 
-    `bleu(hypothesis, reference)` may be any gain. Exact sums keep the choice among equal candidates
+    `gain(hypothesis, reference)` is BLEU, say. Exact sums keep the choice among equal candidates
     from depending on the order in which rounding errors add up.
 
     Raises:
@@ -21,7 +23,7 @@ def mbr_choice(candidates: Sequence[T], bleu: Callable[[T, T], float]) -> int:
     if not candidates:
         raise ValueError("mbr_choice got no candidates: give at least one")
     gains = [
-        math.fsum(bleu(hypothesis, reference) for j, reference in enumerate(candidates) if j != i)
+        math.fsum(gain(hypothesis, reference) for j, reference in enumerate(candidates) if j != i)
         for i, hypothesis in enumerate(candidates)
     ]
     return gains.index(max(gains))

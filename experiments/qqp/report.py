@@ -2,9 +2,11 @@
 
     python experiments/qqp/report.py
 
-results.json holds the lines of run.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py, with the
-system's name (and in sampling.jsonl its seed) in place of the checkpoint's: what was tried on the validation split, of
-the systems scored, of a shorter training and of a small one.
+results.json holds the lines of run.py and mbr.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py
+(or the figures of `evaluate` in their form), with the system's name (and in sampling.jsonl its seed) in place of the
+checkpoint's: what was tried on the validation split, of the systems scored, of a shorter training and of a small one.
+choices.jsonl has figures of `evaluate --samples`: what MBR takes of the same samples by another gain, or of several
+networks' samples.
 """
 
 from __future__ import annotations
@@ -106,8 +108,27 @@ def sampling(lines: list[Line]) -> str:
     return "\n".join(rows)
 
 
+def choices(lines: list[Line]) -> str:
+    """What was chosen by BLEU and by iBLEU among the same samples: a row for each, of one or several networks."""
+    figures = {name: FIGURES[name] for name in ("bleu", "ibleu", "bleu_source", "self_bleu")}
+    heads = ["samples of", "noise", "chosen by", *(head for head, _ in figures.values())]
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for line in lines:
+        cells = [
+            " + ".join(line["samples_of"]),
+            str(line["score_noise"]),
+            {"bleu": "BLEU", "ibleu": "iBLEU"}[line["gain"]],
+        ]
+        rows.append(f"| {' | '.join(cells + [format(line[name], how) for name, (_, how) in figures.items()])} |")
+    return "\n".join(rows)
+
+
 def _calls(line: Line) -> float:
     return line["network_calls"]
+
+
+def read_lines(name: str) -> list[Line]:
+    return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:
@@ -116,8 +137,9 @@ def main() -> None:
     for subset in ("all", "unseen"):
         print(f"{subset} rows\n\n{scores(lines, subset)}\n")
     print(f"{calls(lines)}\n")
+    print(f"{choices(read_lines('choices.jsonl'))}\n")
     for name in ("sampling.jsonl", "padding_apart.jsonl"):
-        tried = [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+        tried = read_lines(name)
         for system in dict.fromkeys(line["system"] for line in tried):
             print(f"{sampling([line for line in tried if line['system'] == system])}\n")
     draw(lines, HERE / "calls.png")

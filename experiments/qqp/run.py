@@ -8,7 +8,8 @@ DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a rec
 were chosen on the validation split. Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is
 told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
 start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too).
-All samples of a row are kept in the workdir (pool.py and `evaluate --samples` read them).
+All samples of a row are kept in the workdir (mbr.py and `evaluate --samples` read them), but for those of --calls,
+--label or --limit.
 --calls scores one sample for each number of sampling steps, --score_only what is trained already; with --label their
 lines are those of other sampling settings and do not take the place of the recipe's. Flags as
 --config.training.steps=100 are handed on to training; those of --config.sampling hold for these scores, too. Sentences

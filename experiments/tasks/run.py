@@ -4,9 +4,9 @@
 
 DIR holds folders: qg_squad with nqg_dev.jsonl and nqg_test.jsonl (SQuAD's sentences and questions as Du et al. 2017 cut
 them), quasar_t with DiffuSeq's valid.jsonl, simplification with asset_valid.jsonl (ASSET's 2,000 sentences, ten
-references each). The flags are those of experiments/qqp/run.py. Settings of sampling are to be chosen on the validation
-rows named below, by experiments/sweep.py or with --split=valid, and the test rows scored once with them, as
---config.sampling flags.
+references each). The flags, and what is kept in a workdir, are those of experiments/qqp/run.py. Settings of sampling
+are to be chosen on the validation rows named below, by experiments/sweep.py or with --split=valid, and the test rows
+scored once with them, as --config.sampling flags.
 """
 
 from __future__ import annotations

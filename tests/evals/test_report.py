@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from dimba_jax.data.examples import DataError, Example
-from dimba_jax.evals.bleu import Ngrams
+from dimba_jax.evals.bleu import Ngrams, sentence_bleu
 from dimba_jax.evals.metrics import distinct, ibleu, rouge_l, self_bleu
 from dimba_jax.evals.records import make_records, pooled, read_records
 from dimba_jax.evals.report import METRICS, evaluate_outputs, make_report, report_json, score_rows
@@ -132,6 +132,27 @@ def test_what_cannot_be_scored():
         evaluate_outputs([], [])
 
 
+def test_mbr_by_ibleu_takes_what_copies_less():
+    """Two pairs of samples agree as well with the other pair; the first one is the source itself."""
+    source, other = "how do i cook the rice", "which way is the rice cooked"
+    records = make_records([Example(source, ("which way is rice cooked",), 0)], [(source, source, other, other)], None)
+    by_bleu, by_ibleu = score_rows(records, (4,))[0], score_rows(records, (4,), gain="ibleu")[0]
+    assert by_bleu.chosen == {1: 0, 4: 0} and by_ibleu.chosen == {1: 0, 4: 2}
+    assert list(by_ibleu.systems) == ["model", "model_mbr4_ibleu", "copy"]
+    assert by_ibleu.systems["model"] == by_bleu.systems["model"]
+    scores = by_ibleu.systems["model_mbr4_ibleu"]
+    bleu = sentence_bleu(Ngrams.of(other.split()), [Ngrams.of(source.split())])
+    assert (
+        scores["bleu_source"] == pytest.approx(bleu)
+        and scores["self_bleu"] == by_bleu.systems["model_mbr4"]["self_bleu"]
+    )
+    # one that agrees better with the rest is taken, though it copies somewhat more
+    near = make_records([Example("a b c d e f", ("x",), 0)], [("a b c d x y", "a b c d x z", "g h i j k l")], None)
+    assert score_rows(near, (3,), gain="ibleu")[0].chosen[3] == 0
+    with_bertscore = score_rows(records, (4,), gain="ibleu", bertscore=lambda outputs, references: [0.5])
+    assert with_bertscore[0].systems["model_mbr4_ibleu"]["bertscore"] == 0.5
+
+
 def test_bertscore_is_one_more_metric_of_every_system():
     def length_ratio(outputs, references):
         return [len(output) / len(texts[0]) for output, texts in zip(outputs, references, strict=True)]
@@ -164,23 +185,43 @@ def test_records_survive_the_file(tmp_path):
 
 
 def test_pooled_records_take_turns():
-    """a0 b0 a1 b1 b2: a row is unseen only where it is for all, and calls are known only if they agree."""
-    ours = make_records(EXAMPLES, [("a0", "a1"), ("c0", "c1")], ["nothing"], 16)
+    """a0 b0 "" b1 b2: a row is unseen only where it is for all, and calls are known only if they agree."""
+    ours = make_records(EXAMPLES, [("a0", ""), ("c0", "c1")], ["nothing"], 16)
     theirs = make_records(EXAMPLES, [("b0", "b1", "b2"), ("d0", "d1", "d2")], [EXAMPLES[0].source], 16)
     found = pooled([ours, theirs], ["ours", "theirs"])
-    assert [record.samples for record in found] == [("a0", "b0", "a1", "b1", "b2"), ("c0", "d0", "c1", "d1", "d2")]
+    assert [record.samples for record in found] == [("a0", "b0", "", "b1", "b2"), ("c0", "d0", "c1", "d1", "d2")]
     assert [record.unseen for record in found] == [False, True]
     assert [record.network_calls for record in found] == [16, 16]
-    others = [replace(record, network_calls=27, unseen=None) for record in theirs]
-    found = pooled([ours, others], ["ours", "theirs"])
-    assert [(record.network_calls, record.unseen) for record in found] == [(None, None), (None, None)]
     assert pooled([ours], ["ours"]) == ours
-    with pytest.raises(DataError, match="theirs has 1 rows where ours has 2"):
-        pooled([ours, theirs[:1]], ["ours", "theirs"])
-    with pytest.raises(DataError, match="theirs:1: another row"):
-        pooled([ours, theirs[::-1]], ["ours", "theirs"])
-    with pytest.raises(DataError, match="copy holds no samples"):
-        pooled([ours, make_records(EXAMPLES, None, None)], ["ours", "copy"])
+    three = pooled([ours, theirs, ours], ["ours", "theirs", "others"])
+    assert three[1].samples == ("c0", "d0", "c0", "c1", "d1", "c1", "d2")
+    calls = pooled([ours, [replace(record, network_calls=27) for record in theirs]], ["ours", "theirs"])
+    assert [record.network_calls for record in calls] == [None, None]
+    untold = [replace(record, unseen=None) for record in theirs]
+    assert {record.unseen for record in pooled([untold, untold], ["a", "b"])} == {None}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda records: records[:1],
+            "theirs has 1 rows, ours 2: pool evaluations of one split, with the same --limit",
+        ),
+        (lambda records: [records[0], replace(records[1], row=7)], "theirs:2: another row"),
+        (lambda records: [replace(records[0], source="another"), records[1]], "theirs:1: another row"),
+        (lambda records: [replace(records[0], references=("another",)), records[1]], "theirs:1: another row"),
+        (lambda records: [replace(record, samples=()) for record in records], "theirs holds no samples"),
+        (
+            lambda records: [replace(record, unseen=True) for record in records],
+            "ours does not tell unseen rows, theirs",
+        ),
+    ],
+)
+def test_records_that_cannot_be_pooled(change, message):
+    ours = make_records(EXAMPLES, CANDIDATES, None)
+    with pytest.raises(DataError, match=message):
+        pooled([ours, change(ours)], ["ours", "theirs"])
 
 
 GOOD = '{"row": 0, "source": "a", "references": ["b"], "samples": ["c"]}'

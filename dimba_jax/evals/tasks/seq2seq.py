@@ -67,7 +67,7 @@ def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
         records, metadata = _from_samples(options, sizes, command)
     else:
         records, metadata = _from_copy(options, split, command)
-    rows = score_rows(records, sizes, bertscore=bertscore, show_progress=True)
+    rows = score_rows(records, sizes, gain=options.mbr_gain, bertscore=bertscore, show_progress=True)
     report = make_report(rows, split, metadata)
     _write(report, rows, output)
     print_table(report)
@@ -111,10 +111,15 @@ def _from_samples(
     options: flags.FlagValues, sizes: Sequence[int], command: Sequence[str]
 ) -> tuple[list[Record], dict[str, Any]]:
     paths: list[str] = options.samples
-    records = pooled([read_records(path) for path in paths], paths)[: options.limit]
+    if not paths:
+        raise ConfigError("--samples names no file")
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise ConfigError(f"--samples={','.join(paths)}: one file is named twice")
+    records = pooled([read_records(path)[: options.limit] for path in paths], paths)
     drawn = len(records[0].samples)
     if 0 < drawn < max(sizes):  # none at all: the file of a copy baseline
-        raise ConfigError(f"--mbr={max(sizes)} needs as many samples a row; {', '.join(paths)}: {drawn}")
+        have = "has" if len(paths) == 1 else "together have"
+        raise ConfigError(f"--mbr={max(sizes)} needs as many samples a row; {' and '.join(paths)} {have} {drawn}")
     return records, {"samples": paths, "environment": environment(command, devices=False)}
 
 

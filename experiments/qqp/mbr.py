@@ -1,0 +1,152 @@
+"""Scores other choices among the samples that run.py kept, a line of results.json each; no model is loaded.
+
+    python experiments/qqp/mbr.py --work=runs --system=DiffuMamba-H --seeds=0 --gain=ibleu
+    python experiments/qqp/mbr.py --work=runs --system=DiffuMamba-H --seeds=0,1 --label="DiffuMamba-H, two networks"
+
+Each of the trainings has been scored before, by `run.py --score_only --mbr=10` with the flags of its sampling, which
+leaves ten samples of each row in WORK/SYSTEM-SEED and a line in results.json; samples that do not have that line's BLEU
+are refused. --gain=ibleu takes the sample whose iBLEU against the others is the greatest, in place of BLEU. Of several
+trainings one sample of each is taken in turn, as many as --mbr says: of two networks five each. Parameters and minutes
+of training are then the sums of those of the networks; network calls are those of one sample times the samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run import SYSTEMS, workdir_of
+from seq2seq import Line, keep, lines_of, numbers, samples_file
+from seq2seq_tables import read
+
+from dimba_jax.data.examples import DataError
+from dimba_jax.evals.records import Record, pooled, read_records
+from dimba_jax.evals.report import make_report, score_rows
+from dimba_jax.sampling.mbr import GAINS
+
+SAME = ("objective", "backbone", "device", "train_steps", "sampling", "steps", "split", "curve")  # of all networks
+SUMS = ("params", "train_minutes")
+AGAIN = "run.py --score_only --mbr={} with the flags of its sampling draws them"
+
+
+def main() -> None:
+    options = parse()
+    check_label(options)
+    drawn, lines = [], []
+    for seed in options.seeds:
+        drawn.append(samples(options, seed))
+        lines.append(network(options, seed, drawn[-1]))
+    common = joined(lines)
+    if options.label:
+        common |= {"system": options.label, "weights": options.system, "seed": "+".join(map(str, options.seeds))}
+    try:
+        records = pooled(drawn, [f"the file of seed {seed}" for seed in options.seeds])
+    except DataError as error:
+        raise SystemExit(str(error)) from None
+    report = make_report(score_rows(records, [options.mbr], gain=options.gain), options.split)
+    found = [line for line in lines_of(report, [options.mbr], common, None, options.gain) if line["system"] != "copy"]
+    for line in found:
+        shown = ("system", "subset", "mbr", "gain", "network_calls", "bleu", "ibleu", "bleu_source")
+        print(json.dumps({name: line[name] for name in shown if name in line}))
+    keep(options.results, found)
+
+
+def parse() -> argparse.Namespace:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--work", type=Path, default=Path("runs"))
+    flags.add_argument("--system", choices=SYSTEMS, required=True)
+    flags.add_argument("--seeds", type=numbers, required=True, help="of the trainings, as in 0,1")
+    flags.add_argument("--gain", choices=GAINS, default="bleu", help="what the choice is by")
+    flags.add_argument("--label", help="the name of the lines of several trainings")
+    flags.add_argument("--split", default="test", choices=["valid", "test"])
+    flags.add_argument("--mbr", type=int, default=10, help="samples to choose among, of all networks together")
+    flags.add_argument("--results", type=Path, default=Path(__file__).parent / "results.json")
+    options = flags.parse_args()
+    several = len(options.seeds) > 1
+    if len(set(options.seeds)) != len(options.seeds):
+        flags.error("--seeds: one is named twice")
+    if several and (options.label or "copy") in (*SYSTEMS, "copy"):
+        flags.error(f"--label={options.label}: several seeds need a name that no system's lines have")
+    if not several and options.label:
+        flags.error("--label is for several seeds")
+    if not several and options.gain == "bleu":
+        flags.error("one seed's choice by BLEU is run.py's line: add --gain=ibleu, or another seed")
+    if options.mbr < max(2, len(options.seeds)):
+        flags.error(f"--mbr={options.mbr}: expected a sample of each network, two at least")
+    return options
+
+
+def check_label(options: argparse.Namespace) -> None:
+    """A name stands for as many networks of one system: its lines are seeds of one figure.
+
+    Raises:
+      SystemExit: it has other lines.
+    """
+    for line in read(options.results):
+        if options.label is None or line["system"] != options.label:
+            continue
+        of = len(str(line["seed"]).split("+"))
+        if line.get("weights") != options.system or of != len(options.seeds):
+            raise SystemExit(f"--label={options.label}: {options.results} has other lines of this name; take another")
+
+
+def samples(options: argparse.Namespace, seed: int) -> list[Record]:
+    """What a network wrote.
+
+    Raises:
+      SystemExit: the file is missing or wrong.
+    """
+    path = samples_file(workdir_of(options.system, options.work, seed), options.split, options.mbr)
+    try:
+        records = read_records(path)
+    except DataError as error:
+        raise SystemExit(f"{error}; {AGAIN.format(options.mbr)}") from None
+    if any(record.unseen is None for record in records):
+        raise SystemExit(f"{path} does not tell which rows are unseen; {AGAIN.format(options.mbr)}")
+    return records
+
+
+def network(options: argparse.Namespace, seed: int, drawn: list[Record]) -> Line:
+    """The line of one of the networks, that of its own choice by BLEU among these samples.
+
+    Raises:
+      SystemExit: there is none, or it is of other samples.
+    """
+    wanted = {
+        "system": options.system, "seed": seed, "split": options.split, "subset": "all", "mbr": options.mbr,
+        "curve": False,
+    }  # fmt: skip
+    line = next((line for line in read(options.results) if wanted.items() <= line.items() and "gain" not in line), None)
+    if line is None:
+        what = f"{options.system}, seed {seed}, {options.split} split, MBR over {options.mbr}"
+        raise SystemExit(f"{options.results} has no line of {what}; {AGAIN.format(options.mbr)} and makes it")
+    (again, *_) = lines_of(make_report(score_rows(drawn, [options.mbr]), options.split), [options.mbr], line, None)
+    for name in ("rows", "bleu"):
+        if again[name] != line[name]:
+            raise SystemExit(
+                f"seed {seed}: {name} of the kept samples is {again[name]}, of the line in {options.results} "
+                f"{line[name]}; {AGAIN.format(options.mbr)} again"
+            )
+    return line
+
+
+def joined(lines: list[Line]) -> Line:
+    """What the line of their pool says of the networks.
+
+    Raises:
+      SystemExit: they were not trained or sampled alike.
+    """
+    for name in (*SAME, "params"):
+        if any(line[name] != lines[0][name] for line in lines):
+            found = " and ".join(str(line[name]) for line in lines)
+            raise SystemExit(f"{name} is {found}: pool networks that were trained and sampled alike")
+    sums = {name: round(sum(line[name] for line in lines), 2) for name in SUMS}
+    return {name: lines[0][name] for name in (*SAME, "system", "seed")} | sums
+
+
+if __name__ == "__main__":
+    main()
