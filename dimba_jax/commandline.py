@@ -64,7 +64,8 @@ class Flags:
     def files(self, name: str, help: str) -> None:
         """One or more files: --name=A,B, or --name=A --name=B, or --name=A B; None unless given.
 
-        A name with a comma in it can only be given in the last way, behind the last such flag's.
+        A name with a comma in it can only be given in the last way. With several such flags, bare names are of the one
+        that was defined last.
         """
         flags.DEFINE_multi_string(name, None, help, flag_values=self.values)
         self._files.append(name)

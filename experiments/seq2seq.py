@@ -22,17 +22,8 @@ from recipe_files import CONFIGS
 from sampling_settings import among
 
 FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "div4", "self_bleu", "length")
-IDENTITY = (
-    "task",
-    "test",
-    "system",
-    "split",
-    "subset",
-    "mbr",
-    "gain",
-    "seed",
-    "curve",
-)  # of a line; not all studies have all
+# of a line; not all studies have all
+IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "gain", "seed", "curve")
 WALL = "wall.json"  # in a workdir: seconds of each training process
 UNFINISHED = 3  # exit status
 Line = dict[str, Any]
@@ -173,6 +164,7 @@ def score(system: System, workdir: Path, options: argparse.Namespace, names: Lin
     from dimba_jax.sampling.generate import generate
     from dimba_jax.sampling.load import load
 
+    check_label(options.results, options.label, names["system"])
     model = load(workdir)
     if model.step < model.config.training.steps:
         at = f"step {model.step} of {model.config.training.steps}"
@@ -279,6 +271,18 @@ def lines_of(
 
 def scores(figures: Line) -> Line:
     return {name: figures[name] for name in (*FIGURES, "sari") if name in figures}
+
+
+def check_label(results: Path, label: str | None, weights: str, networks: int = 1) -> None:
+    """The lines of a label are of as many networks of one system, whose seeds have a + between them.
+
+    Raises:
+      SystemExit: the file of results has other lines of this name.
+    """
+    for line in json.loads(results.read_text(encoding="utf-8")) if label and results.exists() else []:
+        alike = (line.get("weights"), str(line.get("seed")).count("+") + 1) == (weights, networks)
+        if line["system"] == label and not alike:
+            raise SystemExit(f"--label={label}: {results} has other lines of this name; take another")
 
 
 def unselected(path: Path, examples: Sequence[Any], texts: Sequence[str], count: int = 10) -> None:

@@ -23,7 +23,6 @@ FIGURES = {
     "network_calls": ("calls", ".0f"),
     "sentences_per_s": ("sentences/s", ",.0f"),
 }
-GAINS = {"ibleu": "by iBLEU"}  # what MBR chose by, where it was not BLEU
 Line = dict[str, Any]
 
 
@@ -61,7 +60,7 @@ def scores(lines: list[Line], subset: str) -> str:
         cells = [cell(group, name, digits) for name, (_, digits) in figures.items()]
         if len({line["rows"] for line in group}) > 1:
             raise SystemExit(f"{system}: lines of different numbers of rows are no seeds of one figure")
-        of = size if gain == "bleu" else f"{size}, {GAINS[gain]}"
+        of = size if gain == "bleu" else f"{size}, by {FIGURES[gain][0]}"
         rows.append(f"| {system} | {of} | {len(group)} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -122,49 +122,6 @@ def test_samples_are_scored_again_without_the_model(tmp_path, model):
     assert json.loads(again.read_text())["rows"] == 1
 
 
-def test_the_choice_by_ibleu(tmp_path):
-    samples = ["how do i cook rice ?"] * 2 + ["what is the way to cook rice ?"] * 2
-    line = {"row": 0, "source": samples[0], "references": ["how is rice cooked ?"], "samples": samples}
-    (tmp_path / "drawn.jsonl").write_text(json.dumps(line) + "\n")
-    for gain, chosen in (("bleu", 0), ("ibleu", 2)):
-        arguments = ["--mbr=4", f"--mbr_gain={gain}", f"--output={tmp_path}/{gain}.json"]
-        assert run(f"--samples={tmp_path}/drawn.jsonl", *arguments) == 0
-        assert json.loads((tmp_path / f"{gain}.examples.jsonl").read_text())["chosen"] == {"1": 0, "4": chosen}
-    report = json.loads((tmp_path / "ibleu.json").read_text())
-    assert list(report["systems"]) == ["model", "model_mbr4_ibleu", "copy"]
-
-
-def test_samples_of_two_models_are_pooled(tmp_path, model, capsys):
-    for name in ("a", "b"):
-        assert run(f"--checkpoint={tmp_path}", "--mbr=2", f"--output={tmp_path}/{name}.json") == 0
-    paths = [f"{tmp_path}/{name}.examples.jsonl" for name in ("a", "b")]
-    lines = [json.loads(line) for line in Path(paths[1]).read_text().splitlines()]
-    others = [line | {"samples": [text.upper() for text in line["samples"]], "network_calls": 7} for line in lines]
-    Path(paths[1]).write_text("".join(json.dumps(line) + "\n" for line in others))
-    reports = []
-    for files in ([f"--samples={paths[0]},{paths[1]}"], [f"--samples={paths[0]}", paths[1]]):
-        assert run(*files, "--mbr=4", f"--output={tmp_path}/both.json") == 0
-        reports.append(json.loads((tmp_path / "both.json").read_text()))
-        reports[-1]["metadata"].pop("environment")
-    report = reports[0]
-    assert report == reports[1] and report["metadata"]["samples"] == paths
-    assert list(report["systems"]) == ["model", "model_mbr4", "copy"] and report["unseen_rows"] == 2
-    assert report["systems"]["model_mbr4"]["network_calls"] is None  # not the same for all
-    found = json.loads((tmp_path / "both.examples.jsonl").read_text().splitlines()[0])["samples"]
-    assert found == [text for a, b in zip(lines[0]["samples"], others[0]["samples"], strict=True) for text in (a, b)]
-    assert run(f"--checkpoint={tmp_path}", "--limit=2", f"--output={tmp_path}/short.json") == 0
-    short = f"{tmp_path}/short.examples.jsonl"
-    assert run(f"--samples={paths[0]},{short}", "--limit=2", f"--output={tmp_path}/c.json") == 0
-    for files, more, message in (
-        (paths, ["--mbr=5"], f"{paths[0]} and {paths[1]} together have 4"),
-        (paths, [f"--output={tmp_path}/b.json"], "would replace"),  # whose examples it reads
-        ([paths[0], paths[0]], [], "one file is named twice"),
-        ([paths[0], short], [], f"{short} has 2 rows, {paths[0]} 3"),
-    ):
-        assert run(f"--samples={','.join(files)}", f"--output={tmp_path}/d.json", *more) == 2
-        assert message in capsys.readouterr().err
-
-
 def test_the_copy_baseline_needs_no_checkpoint(tmp_path, recipe, data):
     output = tmp_path / "copy.json"
     config = [f"--config={recipe}", f"--config.data.path={data}"]

@@ -92,7 +92,7 @@ def pooled(records: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Re
       names: what an error calls each of them.
 
     Raises:
-      DataError: one has other rows than the first, no samples, or (if the first has) no word on which rows are unseen.
+      DataError: one has other rows than the first, or no samples; or one tells which rows are unseen, another does not.
     """
     first = records[0]
     for name, others in zip(names[1:], records[1:], strict=True):

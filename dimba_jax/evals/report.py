@@ -43,7 +43,10 @@ class ScoredRow:
     def to_line(self) -> str:
         """A line of the per-example file."""
         bleu = {name: _rounded(scores["bleu"]) for name, scores in self.systems.items()}
-        return record_line(self.record, chosen={str(k): i for k, i in self.chosen.items()}, bleu=bleu)
+        chosen = {str(k): i for k, i in self.chosen.items()}
+        return record_line(
+            self.record, chosen=chosen, bleu=bleu, **({} if self.gain == "bleu" else {"gain": self.gain})
+        )
 
 
 def evaluate_outputs(

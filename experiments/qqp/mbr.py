@@ -8,6 +8,8 @@ leaves ten samples of each row in WORK/SYSTEM-SEED and a line in results.json; s
 are refused. --gain=ibleu takes the sample whose iBLEU against the others is the greatest, in place of BLEU. Of several
 trainings one sample of each is taken in turn, as many as --mbr says: of two networks five each. Parameters and minutes
 of training are then the sums of those of the networks; network calls are those of one sample times the samples.
+Pools of one label share no network: they are seeds of one figure. After run.py has drawn samples anew, lines of the old
+ones stay until this is run again.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from run import SYSTEMS, workdir_of
-from seq2seq import Line, keep, lines_of, numbers, samples_file
+from seq2seq import Line, check_label, keep, lines_of, numbers, samples_file
 from seq2seq_tables import read
 
 from dimba_jax.data.examples import DataError
@@ -30,18 +32,18 @@ from dimba_jax.sampling.mbr import GAINS
 
 SAME = ("objective", "backbone", "device", "train_steps", "sampling", "steps", "split", "curve")  # of all networks
 SUMS = ("params", "train_minutes")
-AGAIN = "run.py --score_only --mbr={} with the flags of its sampling draws them"
 
 
 def main() -> None:
     options = parse()
-    check_label(options)
+    check_label(options.results, options.label, options.system, len(options.seeds))
     drawn, lines = [], []
     for seed in options.seeds:
         drawn.append(samples(options, seed))
         lines.append(network(options, seed, drawn[-1]))
     common = joined(lines)
     if options.label:
+        check_apart(options, common)
         common |= {"system": options.label, "weights": options.system, "seed": "+".join(map(str, options.seeds))}
     try:
         records = pooled(drawn, [f"the file of seed {seed}" for seed in options.seeds])
@@ -68,8 +70,11 @@ def parse() -> argparse.Namespace:
     options = flags.parse_args()
     several = len(options.seeds) > 1
     if len(set(options.seeds)) != len(options.seeds):
-        flags.error("--seeds: one is named twice")
-    if several and (options.label or "copy") in (*SYSTEMS, "copy"):
+        flags.error("--seeds: one is named twice; name each once")
+    options.seeds.sort()
+    if several and not options.label:
+        flags.error("several seeds need a name of their own: add --label=NAME")
+    if several and options.label in (*SYSTEMS, "copy"):
         flags.error(f"--label={options.label}: several seeds need a name that no system's lines have")
     if not several and options.label:
         flags.error("--label is for several seeds")
@@ -80,18 +85,10 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def check_label(options: argparse.Namespace) -> None:
-    """A name stands for as many networks of one system: its lines are seeds of one figure.
-
-    Raises:
-      SystemExit: it has other lines.
-    """
-    for line in read(options.results):
-        if options.label is None or line["system"] != options.label:
-            continue
-        of = len(str(line["seed"]).split("+"))
-        if line.get("weights") != options.system or of != len(options.seeds):
-            raise SystemExit(f"--label={options.label}: {options.results} has other lines of this name; take another")
+def again(options: argparse.Namespace, seed: int) -> str:
+    """How samples and their line come to be."""
+    flags = f"--system={options.system!r} --seed={seed} --split={options.split} --score_only --mbr={options.mbr}"
+    return f"score it with run.py {flags} and the flags of its sampling"
 
 
 def samples(options: argparse.Namespace, seed: int) -> list[Record]:
@@ -104,9 +101,11 @@ def samples(options: argparse.Namespace, seed: int) -> list[Record]:
     try:
         records = read_records(path)
     except DataError as error:
-        raise SystemExit(f"{error}; {AGAIN.format(options.mbr)}") from None
+        raise SystemExit(f"{error}; {again(options, seed)}") from None
+    if len(records[0].samples) < options.mbr:
+        raise SystemExit(f"{path} has {len(records[0].samples)} samples a row; {again(options, seed)}")
     if any(record.unseen is None for record in records):
-        raise SystemExit(f"{path} does not tell which rows are unseen; {AGAIN.format(options.mbr)}")
+        raise SystemExit(f"{path} does not tell which rows are unseen; {again(options, seed)}")
     return records
 
 
@@ -123,13 +122,13 @@ def network(options: argparse.Namespace, seed: int, drawn: list[Record]) -> Line
     line = next((line for line in read(options.results) if wanted.items() <= line.items() and "gain" not in line), None)
     if line is None:
         what = f"{options.system}, seed {seed}, {options.split} split, MBR over {options.mbr}"
-        raise SystemExit(f"{options.results} has no line of {what}; {AGAIN.format(options.mbr)} and makes it")
-    (again, *_) = lines_of(make_report(score_rows(drawn, [options.mbr]), options.split), [options.mbr], line, None)
+        raise SystemExit(f"{options.results} has no line of {what}; {again(options, seed)}")
+    (now, *_) = lines_of(make_report(score_rows(drawn, [options.mbr]), options.split), [options.mbr], line, None)
     for name in ("rows", "bleu"):
-        if again[name] != line[name]:
+        if now[name] != line[name]:
             raise SystemExit(
-                f"seed {seed}: {name} of the kept samples is {again[name]}, of the line in {options.results} "
-                f"{line[name]}; {AGAIN.format(options.mbr)} again"
+                f"seed {seed}: {name} of the kept samples is {now[name]}, of the line in {options.results} "
+                f"{line[name]}; {again(options, seed)}"
             )
     return line
 
@@ -146,6 +145,23 @@ def joined(lines: list[Line]) -> Line:
             raise SystemExit(f"{name} is {found}: pool networks that were trained and sampled alike")
     sums = {name: round(sum(line[name] for line in lines), 2) for name in SUMS}
     return {name: lines[0][name] for name in (*SAME, "system", "seed")} | sums
+
+
+def check_apart(options: argparse.Namespace, common: Line) -> None:
+    """Beside other pools of the label this one is a seed of the same figure.
+
+    Raises:
+      SystemExit: one of them shares a network with it, or was trained or sampled in another way.
+    """
+    for line in read(options.results):
+        if line["system"] != options.label or line["mbr"] != options.mbr or line["split"] != options.split:
+            continue
+        seeds = {int(seed) for seed in line["seed"].split("+")}
+        if seeds != set(options.seeds) and seeds & set(options.seeds):
+            raise SystemExit(f"--label={options.label} has a pool of seeds {line['seed']}: take seeds beside those")
+        for name in SAME:
+            if line[name] != common[name]:
+                raise SystemExit(f"--label={options.label} has a pool with {name} {line[name]}: take another label")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@
 results.json holds the lines of run.py and mbr.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py
 (or the figures of `evaluate` in their form), with the system's name (and in sampling.jsonl its seed) in place of the
 checkpoint's: what was tried on the validation split, of the systems scored, of a shorter training and of a small one.
-choices.jsonl has figures of `evaluate --samples`: what MBR takes of the same samples by another gain, or of several
-networks' samples.
+choices.jsonl holds the lines of choices.py.
 """
 
 from __future__ import annotations
@@ -109,17 +108,17 @@ def sampling(lines: list[Line]) -> str:
 
 
 def choices(lines: list[Line]) -> str:
-    """What was chosen by BLEU and by iBLEU among the same samples: a row for each, of one or several networks."""
+    """What was chosen by BLEU and by iBLEU among the same samples, and what that is worth beside choosing by BLEU."""
     figures = {name: FIGURES[name] for name in ("bleu", "ibleu", "bleu_source", "self_bleu")}
-    heads = ["samples of", "noise", "chosen by", *(head for head, _ in figures.values())]
+    heads = ["samples of", "chosen by", *(head for head, _ in figures.values()), "more BLEU", "more iBLEU"]
     rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for line in lines:
-        cells = [
-            " + ".join(line["samples_of"]),
-            str(line["score_noise"]),
-            {"bleu": "BLEU", "ibleu": "iBLEU"}[line["gain"]],
-        ]
-        rows.append(f"| {' | '.join(cells + [format(line[name], how) for name, (_, how) in figures.items()])} |")
+        cells = [" + ".join(line["samples_of"]), FIGURES[line["gain"]][0]]
+        cells += [format(line[name], how) for name, (_, how) in figures.items()]
+        for name in ("bleu", "ibleu"):
+            more, error = line[f"{name}_more"], line[f"{name}_error"]
+            cells.append("–" if more == error == 0 else f"{more:+.4f} ± {error:.4f}")
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

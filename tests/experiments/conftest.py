@@ -13,7 +13,17 @@ def study(monkeypatch):
     """The modules of a study's folder, by name; gone again after the test, since every study has its own."""
 
     def forget():
-        for module in ("axes", "run", "mbr", "report", "baselines", "seq2seq", "seq2seq_tables", "sampling_settings"):
+        for module in (
+            "axes",
+            "run",
+            "mbr",
+            "choices",
+            "report",
+            "baselines",
+            "seq2seq",
+            "seq2seq_tables",
+            "sampling_settings",
+        ):
             sys.modules.pop(module, None)
 
     def load(folder, name):

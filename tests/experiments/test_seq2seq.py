@@ -11,8 +11,8 @@ from flax import nnx
 
 from dimba_jax.config import DataConfig, RunConfig, TrainingConfig
 from dimba_jax.data.examples import DataError, Example
-from dimba_jax.evals.records import make_records, read_records, record_line
-from dimba_jax.evals.report import evaluate_outputs, make_report, score_rows
+from dimba_jax.evals.records import read_records
+from dimba_jax.evals.report import evaluate_outputs
 
 TINY = (
     "--config.tokenizer.kind=bytes", "--config.data.source_length=24", "--config.data.target_length=24",
@@ -139,9 +139,6 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     assert report.sampling(seeds).splitlines()[::3] == ["| system | seed | steps | BLEU |", "| A | 2 | 4 | 0.2500 |"]
     assert report.sampling(seeds[1:]).splitlines()[-1] == "| A | 4 | 0.2500 |"
     assert (tmp_path / "calls.png").stat().st_size > 1000
-    chosen = {"samples_of": ["A", "B"], "score_noise": 1.0, "gain": "ibleu"}
-    chosen |= {"bleu": 0.25, "ibleu": 0.125, "bleu_source": 0.5, "self_bleu": 0.75}
-    assert report.choices([chosen]).splitlines()[-1] == "| A + B | 1.0 | iBLEU | 0.2500 | 0.1250 | 0.5000 | 0.750 |"
 
 
 def test_a_run_that_is_out_of_time_is_not_scored(tmp_path, run):
@@ -162,100 +159,6 @@ def test_lines_measured_again_take_the_place_of_the_ones_before(tmp_path, study)
     seq2seq.keep(path, [line | {"bleu": 0.3, "steps": 16}, line | {"curve": True, "bleu": 0.4}])
     seq2seq.keep(path, [line | {"curve": True, "bleu": 0.5, "steps": 2}, line | {"task": "qg", "bleu": 0.6}])
     assert sorted(row["bleu"] for row in json.loads(path.read_text())) == [0.2, 0.3, 0.4, 0.5, 0.6]
-
-
-@pytest.fixture
-def kept(tmp_path):
-    """A folder of three trainings' samples, and results.json with their lines, as run.py leaves them."""
-    source, unlike = "how are you ?", ("is it cold today ?", "where do we go ?", "what is that ?")
-    examples = [Example(source, ("are you well now ?",), row) for row in range(2)]
-    common = {
-        "system": "DiffuTran", "split": "test", "curve": False, "objective": "masked", "backbone": "Transformer",
-        "device": "cpu", "params": 10, "train_minutes": 1.5, "train_steps": 3, "steps": 2, "sampling": {},
-    }  # fmt: skip
-    lines = []
-    for seed, own in enumerate(("are you well now ?", "are you well again ?", source)):
-        folder = tmp_path / f"DiffuTran-{seed}"
-        folder.mkdir()
-        records = make_records(examples, [(own, unlike[seed], own, source)] * 2, [], 2)
-        (folder / "samples_test_4.examples.jsonl").write_text("".join(record_line(r) + "\n" for r in records))
-        figures = make_report(score_rows(records, [4]), "test")["systems"]["model_mbr4"]
-        for subset in ("all", "unseen"):
-            line = common | {"seed": seed, "subset": subset, "mbr": 4, "rows": 2}
-            line |= {name: figures[name] for name in ("bleu", "ibleu", "bleu_source", "network_calls")}
-            lines += [line, line | {"mbr": 1, "params": 99}, line | {"curve": True, "params": 99}]
-    (tmp_path / "results.json").write_text(json.dumps(lines))
-    return tmp_path
-
-
-def test_other_choices_among_kept_samples(kept, study, monkeypatch, capsys):
-    mbr = study("qqp", "mbr")
-    results = kept / "results.json"
-    before = json.loads(results.read_text())
-
-    def call(*flags):
-        base = [f"--work={kept}", "--system=DiffuTran", f"--results={results}", "--mbr=4"]
-        monkeypatch.setattr(sys, "argv", ["mbr.py", *base, *flags])
-        try:
-            mbr.main()
-        except SystemExit as exit:
-            return str(exit.code) + capsys.readouterr().err
-        return 0
-
-    assert call("--seeds=0,1", "--label=two") == 0
-    assert call("--seeds=1", "--gain=ibleu") == 0
-    lines = json.loads(results.read_text())
-    kept_lines = [line for line in lines if "gain" not in line and "weights" not in line]
-    assert sorted(map(json.dumps, kept_lines)) == sorted(map(json.dumps, before))
-    two = {line["subset"]: line for line in lines if line["system"] == "two"}
-    assert set(two) == {"all", "unseen"} and two["unseen"]["rows"] == 2
-    found = two["all"]  # of two samples of each: the first ones agree, the second ones are like no other
-    assert (found["params"], found["train_minutes"], found["network_calls"], found["rows"]) == (20, 3.0, 8, 2)
-    assert (found["seed"], found["weights"], found["mbr"], found["bleu"]) == ("0+1", "DiffuTran", 4, 1.0)
-    by_ibleu = next(line for line in lines if line.get("gain") == "ibleu" and line["subset"] == "all")
-    assert (by_ibleu["system"], by_ibleu["seed"], by_ibleu["params"]) == ("DiffuTran", 1, 10)
-    tables = study("qqp", "seq2seq_tables")
-    assert "| two | 4 | 1 | 1.0000 |" in tables.scores([found], "all")
-    assert "| DiffuTran | 4, by iBLEU | 1 |" in tables.scores([found, by_ibleu], "all")
-    assert "two" not in tables.runs(lines)
-
-    for flags, message in (
-        (["--seeds=0,0", "--label=two"], "one is named twice"),
-        (["--seeds=0"], "run.py's line"),
-        (["--seeds=0", "--gain=ibleu", "--label=one"], "--label is for several seeds"),
-        (["--seeds=0,1"], "several seeds need a name"),
-        (["--seeds=0,1", "--label=DIMBA"], "several seeds need a name"),
-        (["--seeds=0,1", "--label=two", "--mbr=1"], "a sample of each network"),
-        (["--seeds=0,3", "--label=two"], "samples_test_4.examples.jsonl: no such file"),
-        (["--seeds=0", "--gain=ibleu", "--split=valid"], "run.py --score_only --mbr=4 with the flags of its sampling"),
-        (["--seeds=0,1", "--label=copy"], "several seeds need a name"),
-        (["--seeds=0,1,2", "--label=two"], "other lines of this name"),
-    ):
-        assert message in call(*flags)
-    assert json.loads(results.read_text()) == lines
-
-    def refused(message, change, **of):
-        results.write_text(json.dumps([line | (change if of.items() <= line.items() else {}) for line in before]))
-        found = call("--seeds=0,1", "--label=two")
-        assert message in found, found
-
-    refused("params is 10 and 11: pool networks", {"params": 11}, seed=1)
-    refused("sampling is {} and {'steps': 4}: pool networks", {"sampling": {"steps": 4}}, seed=1)
-    refused("steps is 2 and 3: pool networks", {"steps": 3}, seed=1)
-    refused("bleu of the kept samples is 1.0, of the line", {"bleu": 0.5}, seed=0)
-    refused("rows of the kept samples is 2, of the line", {"rows": 3}, seed=0)
-    refused("has no line of DiffuTran, seed 1, test split, MBR over 4", {"system": "other"}, seed=1)
-    refused("other lines of this name", {"system": "two"}, seed=2)
-    results.write_text(json.dumps(before))
-    path = kept / "DiffuTran-1" / "samples_test_4.examples.jsonl"
-    drawn = read_records(path)
-    for change, message in (
-        ({"unseen": None}, "does not tell which rows are unseen"),
-        ({"source": "who are you ?"}, "the file of seed 1:1: another row"),
-    ):
-        path.write_text("".join(record_line(dataclasses.replace(record, **change)) + "\n" for record in drawn))
-        assert message in call("--seeds=0,1", "--label=two")
-    assert json.loads(results.read_text()) == before
 
 
 def test_a_task_is_scored_on_its_own_rows(tmp_path, study, monkeypatch):

@@ -59,6 +59,8 @@ def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
         for path in options.samples:
             _check_kept(output, path)
     sizes = _mbr_sizes(options.mbr)
+    if options["mbr_gain"].present and (max(sizes) == 1 or options.system == "copy"):
+        raise ConfigError(f"--mbr_gain={options.mbr_gain} chooses among several samples: add --mbr=10, or so")
     split: Split = options.split or SPLIT
     bertscore = load_bertscore() if options.bertscore else None  # before hours of sampling
     if options.checkpoint is not None:
@@ -112,9 +114,9 @@ def _from_samples(
 ) -> tuple[list[Record], dict[str, Any]]:
     paths: list[str] = options.samples
     if not paths:
-        raise ConfigError("--samples names no file")
+        raise ConfigError("--samples names no file: give one or more .examples.jsonl of evaluations")
     if len({Path(path).resolve() for path in paths}) < len(paths):
-        raise ConfigError(f"--samples={','.join(paths)}: one file is named twice")
+        raise ConfigError(f"--samples={','.join(paths)}: one file is named twice; name each once")
     records = pooled([read_records(path)[: options.limit] for path in paths], paths)
     drawn = len(records[0].samples)
     if 0 < drawn < max(sizes):  # none at all: the file of a copy baseline
