@@ -82,7 +82,7 @@ def read_records(path: str | Path) -> list[Record]:
     return records
 
 
-def pooled(records: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Record]:
+def pooled(records: Sequence[Sequence[Record]], names: Sequence[str], samples: int | None = None) -> list[Record]:
     """The same rows as several models or settings wrote them: one sample of each in turn, as long as there are any.
 
     A row is unseen if it is for each of them. Network calls of a sample are kept where they are the same for all.
@@ -90,6 +90,7 @@ def pooled(records: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Re
     Args:
       records: those of each, one or more, row by row.
       names: what an error calls each of them.
+      samples: keep so many of a row; None: all.
 
     Raises:
       DataError: one has other rows than the first, or no samples; or one tells which rows are unseen, another does not.
@@ -111,16 +112,16 @@ def pooled(records: Sequence[Sequence[Record]], names: Sequence[str]) -> list[Re
         for name, others in zip(names, records, strict=True):
             if not others[0].samples:
                 raise DataError(f"{name} holds no samples to pool: is it of a copy baseline?")
-    return [_pooled(same) for same in zip(*records, strict=True)]
+    return [_pooled(same, samples) for same in zip(*records, strict=True)]
 
 
-def _pooled(same: Sequence[Record]) -> Record:
+def _pooled(same: Sequence[Record], samples: int | None) -> Record:
     turns = zip_longest(*(record.samples for record in same))
     unseen = {record.unseen for record in same}
     calls = {record.network_calls for record in same}
     return replace(
         same[0],
-        samples=tuple(text for turn in turns for text in turn if text is not None),
+        samples=tuple(text for turn in turns for text in turn if text is not None)[:samples],
         unseen=None if None in unseen else all(unseen),
         network_calls=calls.pop() if len(calls) == 1 else None,
     )

@@ -12,7 +12,6 @@ turn, --mbr in all.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import statistics
@@ -24,7 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dimba_jax import commandline
 from dimba_jax.data.examples import DataError
+from dimba_jax.errors import UserError
 from dimba_jax.evals.records import Record, pooled, read_records
 from dimba_jax.evals.report import ScoredRow, make_report, score_rows, system_name
 from dimba_jax.sampling.mbr import GAINS, Gain
@@ -45,12 +46,13 @@ def main() -> None:
     if options.mbr < max(2, len(named)):
         flags.error(f"--mbr={options.mbr}: expected a sample of each file, two at least")
     try:
+        commandline.output_file(str(options.output), reads=list(named.values()))
         drawn = {name: read_records(path) for name, path in named.items()}
         for name, records in drawn.items():
             if len(records[0].samples) < options.mbr:
                 raise DataError(f"{named[name]} has {len(records[0].samples)} samples a row: expected {options.mbr}")
         lines = compared(drawn, options.mbr)
-    except DataError as error:
+    except UserError as error:
         raise SystemExit(str(error)) from None
     with options.output.open("a", encoding="utf-8") as file:
         for line in lines:
@@ -68,15 +70,11 @@ def compared(drawn: dict[str, list[Record]], size: int) -> list[Line]:
     lines = []
     for count in range(1, len(drawn) + 1):
         for names in combinations(drawn, count):
-            records = [first(record, size) for record in pooled([drawn[name] for name in names], names)]
+            records = pooled([drawn[name] for name in names], names, size)
             for gain in GAINS:
                 rows = own[names[0]] if (count, gain) == (1, "bleu") else score_rows(records, [size], gain=gain)
                 lines.append(line_of(names, rows, [own[name] for name in names], gain, size))
     return lines
-
-
-def first(record: Record, size: int) -> Record:
-    return dataclasses.replace(record, samples=record.samples[:size])
 
 
 def line_of(names: Sequence[str], rows: list[ScoredRow], own: list[list[ScoredRow]], gain: Gain, size: int) -> Line:

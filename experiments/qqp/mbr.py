@@ -46,7 +46,7 @@ def main() -> None:
         check_apart(options, common)
         common |= {"system": options.label, "weights": options.system, "seed": "+".join(map(str, options.seeds))}
     try:
-        records = pooled(drawn, [f"the file of seed {seed}" for seed in options.seeds])
+        records = pooled(drawn, [f"the file of seed {seed}" for seed in options.seeds], options.mbr)
     except DataError as error:
         raise SystemExit(str(error)) from None
     report = make_report(score_rows(records, [options.mbr], gain=options.gain), options.split)

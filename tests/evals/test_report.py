@@ -193,6 +193,7 @@ def test_pooled_records_take_turns():
     assert [record.unseen for record in found] == [False, True]
     assert [record.network_calls for record in found] == [16, 16]
     assert pooled([ours], ["ours"]) == ours
+    assert pooled([ours, theirs], ["ours", "theirs"], 3)[1].samples == ("c0", "d0", "c1")
     three = pooled([ours, theirs, ours], ["ours", "theirs", "others"])
     assert three[1].samples == ("c0", "d0", "c0", "c1", "d1", "c1", "d2")
     calls = pooled([ours, [replace(record, network_calls=27) for record in theirs]], ["ours", "theirs"])

@@ -159,6 +159,8 @@ def test_choices_side_by_side(kept, study, monkeypatch, capsys):
         (["--samples", *files, "--mbr=1"], "a sample of each file"),
         (["--samples", *files, "--mbr=5"], "has 4 samples a row: expected 5"),
         (["--samples", "a=none.jsonl"], "none.jsonl: no such file"),
+        (["--samples", *files, f"--output={kept}/none/x.jsonl"], "create it first"),
+        (["--samples", f"a={output}"], "would replace"),
     ):
         assert message in call(*flags)
 
