@@ -149,6 +149,7 @@ class ProcessConfig:
     weighting: Literal["elbo", "linear", "none"] = "elbo"  # of a masked position: -alpha'/(1-alpha) (the NELBO),
     # 1 - t + 1/T (RDM), or 1; the last two train something else than a likelihood bound
     label_smoothing: float = 0.0
+    distillation: float = 0.0  # share of a masked position's loss that is the cross-entropy of training.teachers
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ class TrainingConfig:
     max_skipped_steps: int = 5  # a step whose loss or gradient is not finite is skipped; so many in a row end the run
     valid_every: int = 0  # steps between validation losses; 0: only at the end
     valid_batches: int = 8
+    teachers: str = ""  # workdirs of trained models, with commas between them, whose mean distribution is learned from
     init_from: str = ""  # a pretrained Mamba-2 checkpoint to start from (interop/pretrained_mamba2.py)
 
 

@@ -70,7 +70,7 @@ def check(c: RunConfig) -> None:
     )
     for name, value in {
         "process.self_condition_prob": p.self_condition_prob, "process.condition_dropout": p.condition_dropout,
-        "process.anchor_prob": p.anchor_prob,
+        "process.anchor_prob": p.anchor_prob, "process.distillation": p.distillation,
         "model.dropout": m.dropout, "optimizer.ema_decay": c.optimizer.ema_decay, "sampling.eta": s.eta,
         "sampling.clamp_from": s.clamp_from,
     }.items():  # fmt: skip
@@ -113,6 +113,15 @@ def check(c: RunConfig) -> None:
         f"config.process.anchor_prob={p.anchor_prob}: with loss_on_padding=False a row's anchors may be all that "
         "counts; set loss_on_padding=True, or anchor_prob=0",
     )
+    need(
+        bool(t.teachers.strip(", ")) == (p.distillation > 0),
+        f"config.process.distillation={p.distillation} and config.training.teachers={t.teachers!r} go together: a "
+        "share above 0, and workdirs to learn it from",
+    )
+    need(
+        p.distillation == 0.0 or p.block_size == 0,
+        f"config.process.distillation={p.distillation}: a teacher reads whole rows; set process.block_size=0",
+    )
     _check_gaussian_sampling(c, need)
     need(
         m.context != "none" or m.pooled_prompt,
@@ -136,7 +145,7 @@ READ_BY = {
     "ce_weight": ("gaussian",), "prior_weight": ("gaussian",), "min_snr_gamma": ("gaussian",),
     "anchor_prob": ("gaussian",),
     "time_conditioning": ("masked", "autoregressive"), "time_range": ("masked",), "weighting": ("masked",),
-    "label_smoothing": ("masked", "autoregressive"),
+    "label_smoothing": ("masked", "autoregressive"), "distillation": ("masked",),
 }  # fmt: skip
 GAUSSIAN_SAMPLERS = ("ddpm", "ddim", "dpmpp")
 GAUSSIAN_SCHEDULES = ("cosine", "sqrt", "linear", "log_snr", "learned")

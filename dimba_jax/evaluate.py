@@ -31,7 +31,7 @@ TASKS = ("seq2seq", "likelihood", "generation")
 
 # The flags of one task or two; all others, but for those of sampling, are of every task.
 _ONLY = {
-    "seq2seq": {"system", "samples", "config", "unseen", "mbr", "mbr_gain", "bertscore", "limit"},
+    "seq2seq": {"system", "samples", "ensemble", "config", "unseen", "mbr", "mbr_gain", "bertscore", "limit"},
     "likelihood": {"input", "draws", "block_sizes", "training_unigram", "limit"},
     "generation": {"judge", "num_texts", "length", "mauve"},
 }
@@ -62,6 +62,11 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.choice("task", "seq2seq", TASKS, "what to score: outputs for pairs, the likelihood of text, or texts drawn")
     define.text("checkpoint", None, "workdir of a trained model")
     define.integer("checkpoint_step", None, "step of the checkpoint; the latest unless given")
+    define.files(
+        "ensemble",
+        "seq2seq: further workdirs of masked models, as in A B or A,B, whose distributions are averaged with the "
+        "checkpoint's; a step is then a network call of each",
+    )
     define.text("data_path", None, "folder or file of the data, in place of the one in the checkpoint's config")
     define.choice("split", None, ["train", "valid", "test"], "rows to score: test for seq2seq, otherwise valid")
     define.integer("limit", None, "seq2seq, likelihood: score only the first so many rows", lower_bound=1)

@@ -46,6 +46,11 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define = commandline.Flags()
     define.text("checkpoint", None, "workdir of a trained model")
     define.integer("checkpoint_step", None, "step of the checkpoint; the latest unless given")
+    define.files(
+        "ensemble",
+        "further workdirs of masked models, as in A B or A,B, whose distributions are averaged with the checkpoint's; "
+        "a step is then a network call of each",
+    )
     define.text("prompt", None, "the prompt, or the beginning of a text, or a text with gaps [[n]]")
     define.text("input", None, "JSONL file of prompts, under the key src")
     define.text("output", None, "JSONL file to write; needed with --input")
@@ -79,11 +84,14 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> None:
     if output is not None:
         commandline.output_file(str(_run_file(output)), reads=[options.input])
 
-    from dimba_jax.sampling.generate import complete, generate  # here: --help and wrong options need no JAX
+    from dimba_jax.sampling.ensemble import with_others  # here: --help and wrong options need no JAX
+    from dimba_jax.sampling.generate import complete, generate
     from dimba_jax.sampling.load import load
 
     model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
     settings = sampling_flags.settings(model.config, sampling_flags.given(options))
+    if options.ensemble is not None:
+        model = with_others(model, options.checkpoint, options.ensemble, ema=options.ema)
     running = model.config.data.source == "text"
     if options.length is not None and not running:
         raise ConfigError(f"--length={options.length}: is for models of running text; this one answers prompts")
@@ -106,6 +114,7 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> None:
     ]
     made = of_checkpoint(command, model.config, options.checkpoint, model.step)
     made |= {"seed": options.seed, "length": options.length, "sampling": dataclasses.asdict(settings)}
+    made |= {"ensemble": model.others} if model.others else {}
     write_whole({
         output: "".join(line + "\n" for line in lines),
         _run_file(output): json.dumps(made, indent=2, ensure_ascii=False) + "\n",

@@ -148,10 +148,20 @@ def spent(workdir: Path) -> list[float]:
     return json.loads(wall.read_text()) if wall.exists() else []
 
 
-def score(system: System, workdir: Path, options: argparse.Namespace, names: Line, data: Line | None = None) -> None:
+def score(
+    system: System,
+    workdir: Path,
+    options: argparse.Namespace,
+    names: Line,
+    data: Line | None = None,
+    others: Sequence[Path] = (),
+) -> None:
     """Scores a trained system; the lines of each case are in the file of results as soon as they are there.
 
+    Minutes of training are those of all networks that it is made of or learned from.
+
     Args:
+      others: workdirs of networks that write with it, as an ensemble.
       names: what tells these lines from those of other systems.
       data: settings of the data, where they are not the checkpoint's.
     """
@@ -161,15 +171,20 @@ def score(system: System, workdir: Path, options: argparse.Namespace, names: Lin
     from dimba_jax.data.sources import load_split
     from dimba_jax.evals.records import make_records
     from dimba_jax.evals.report import make_report, score_rows
+    from dimba_jax.sampling.ensemble import with_others
     from dimba_jax.sampling.generate import generate
     from dimba_jax.sampling.load import load
+    from dimba_jax.training.teachers import workdirs
 
-    check_label(options.results, options.label, names["system"])
+    check_label(options.results, options.label, names["system"], 1 + len(others))
     model = load(workdir)
-    if model.step < model.config.training.steps:
-        at = f"step {model.step} of {model.config.training.steps}"
-        print(f"{workdir} is at {at}: run again, without --calls and --score_only")
-        raise SystemExit(UNFINISHED)
+    for path, step in ((workdir, model.step), *((path, load(path).step) for path in others)):
+        if step < model.config.training.steps:
+            print(f"{path} is at step {step} of {model.config.training.steps}: train it to the end")
+            raise SystemExit(UNFINISHED)
+    if others:
+        model = with_others(model, workdir, others)
+    trainings = [workdir, *others, *map(Path, workdirs(model.config))]
     trained_on = dataclasses.replace(model.config.data, path=str(options.data))
     examples = load_split(dataclasses.replace(trained_on, **(data or {})), options.split)[: options.limit]
     known = [
@@ -178,8 +193,8 @@ def score(system: System, workdir: Path, options: argparse.Namespace, names: Lin
     common = names | {
         "objective": system.objective, "backbone": system.backbone, "device": jax.devices()[0].device_kind,
         "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
-        "train_minutes": round(sum(spent(workdir)) / 60, 2), "train_steps": model.step,
-        "seed": options.seed, "split": options.split, "sampling": among(options.settings),
+        "train_minutes": round(sum(sum(spent(path)) for path in trainings) / 60, 2), "train_steps": model.step,
+        "seed": names.get("seed", options.seed), "split": options.split, "sampling": among(options.settings),
     } | ({"system": options.label, "weights": names["system"]} if options.label else {})  # fmt: skip
     settings = among(options.settings) | {"num_samples": 1, "batch_size": options.batch_size}
     sampling = dataclasses.replace(model.config.sampling, **settings)

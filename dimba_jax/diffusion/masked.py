@@ -49,6 +49,7 @@ class Masked:
     schedule: Literal["log_linear", "cosine"] = field(default="log_linear", metadata={"static": True})
     weighting: Literal["elbo", "linear", "none"] = field(default="elbo", metadata={"static": True})
     label_smoothing: float = field(default=0.0, metadata={"static": True})
+    distillation: float = field(default=0.0, metadata={"static": True})
 
     kind: ClassVar[str] = "masked"
     prediction: ClassVar[str] = "logits"
@@ -103,9 +104,18 @@ class Masked:
         return {"nelbo": jnp.where(noised.masked, self.weight(noised.t) * log_loss(logits, tokens), 0.0)}
 
     def objective(
-        self, logits: Float[Array, "b l v"], tokens: Int[Array, "b l"], noised: MaskedTokens
+        self,
+        logits: Float[Array, "b l v"],
+        tokens: Int[Array, "b l"],
+        noised: MaskedTokens,
+        taught: Float[Array, "b l v"] | None = None,
     ) -> Float[Array, "b l"]:
-        """What training minimises: the NELBO's terms, or the log-loss with other weights, labels perhaps smoothed."""
+        """What training minimises: the NELBO's terms, or the log-loss with other weights, labels perhaps smoothed.
+
+        Of `taught`, a teacher's logits at the same positions, the cross-entropy of its distribution takes the place of
+        a share `distillation` of the log-loss (word-level distillation, Kim and Rush, arXiv 1606.07947, at temperature
+        1; of ensembles, Freitag et al., arXiv 1702.01802).
+        """
         weight = {
             "elbo": lambda: self.weight(noised.t),
             "linear": lambda: 1.0 - noised.t + 1.0 / self.timesteps,  # RDM (arXiv 2302.05737), eq. 11
@@ -115,6 +125,9 @@ class Masked:
         if self.label_smoothing:
             even = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
             loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * even
+        if taught is not None:
+            soft = cross_entropy(jax.lax.stop_gradient(taught), logits)
+            loss = (1.0 - self.distillation) * loss + self.distillation * soft
         return jnp.where(noised.masked, weight * loss, 0.0)
 
     def at_rest(self) -> Masked:
@@ -141,6 +154,13 @@ def log_loss(logits: Float[Array, "b l v"], tokens: Int[Array, "b l"]) -> Float[
     return jax.nn.logsumexp(logits, axis=-1) - own
 
 
+def cross_entropy(taught: Float[Array, "b l v"], logits: Float[Array, "b l v"]) -> Float[Array, "b l"]:
+    """-sum p log q in nats, float32, of the distributions p and q that the two arrays are logits of."""
+    logits = logits.astype(jnp.float32)
+    p = jax.nn.softmax(taught.astype(jnp.float32), axis=-1)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(p * logits, axis=-1)
+
+
 def make_masked(config: ProcessConfig, vocab_size: int) -> Masked:
     """The masked process of a config; the mask's id follows the vocabulary."""
     assert config.schedule in ("log_linear", "cosine")  # config_checks
@@ -151,4 +171,5 @@ def make_masked(config: ProcessConfig, vocab_size: int) -> Masked:
         schedule=config.schedule,
         weighting=config.weighting,
         label_smoothing=config.label_smoothing,
+        distillation=config.distillation,
     )

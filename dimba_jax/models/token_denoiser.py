@@ -51,6 +51,8 @@ class TokenDenoiser(nnx.Module):
       conditioned: False leaves time and all modulation out (autoregressive models).
     """
 
+    calls = 1  # of networks, in one of this; more for an `ensemble.Ensemble`
+
     def __init__(
         self,
         config: ModelConfig,

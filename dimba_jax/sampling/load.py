@@ -26,11 +26,12 @@ DESCRIPTION = ("arrays", "config", "tokenizer")  # the small parts of a checkpoi
 class LoadedModel:
     """All that sampling needs. The config is the one of the training run."""
 
-    denoiser: Any  # a Denoiser, or for a process on tokens a TokenDenoiser
+    denoiser: Any  # a Denoiser, or for a process on tokens a TokenDenoiser or an Ensemble of them
     process: Any  # with the bins of a learned schedule
     tokenizer: Tokenizer
     config: RunConfig
     step: int
+    others: tuple[tuple[str, int], ...] = ()  # of an ensemble: further workdirs and their steps
 
 
 def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) -> LoadedModel:

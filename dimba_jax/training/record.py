@@ -20,7 +20,7 @@ MAY_CHANGE = (
     "name", "sampling", "mesh", "model.implementation",
     "training.steps", "training.log_every", "training.sample_every", "training.checkpoint_every",
     "training.keep_checkpoints", "training.valid_every", "training.valid_batches", "training.max_skipped_steps",
-    "data.path", "data.workers", "tokenizer.model",
+    "data.path", "data.workers", "tokenizer.model", "training.teachers",
 )  # fmt: skip
 
 

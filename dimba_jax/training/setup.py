@@ -21,12 +21,14 @@ from dimba_jax.data.pipeline import train_iterator
 from dimba_jax.data.rows import Rows, encode_split
 from dimba_jax.data.tokenizers import Tokenizer, check_kept, make_tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process, make_timestep_sampler
+from dimba_jax.diffusion.passes import Teacher
 from dimba_jax.models.build import abstract_denoiser, check_implementation, make_denoiser
 from dimba_jax.training.feed import Feed
 from dimba_jax.training.figures import Usual
 from dimba_jax.training.optimizer import make_optimizer
 from dimba_jax.training.record import check_unchanged
 from dimba_jax.training.state import TrainState
+from dimba_jax.training.teachers import load_teachers
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Run:
     usual: Usual  # losses of late
     start: int  # steps done before: 0, or the step it was restored from
     base_key: PRNGKeyArray  # of all draws of training
+    teacher: Teacher | None  # what is learned from beside the data
 
     def save(self, step: int) -> None:
         """Writes a checkpoint of the present state, in the background."""
@@ -63,9 +66,10 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     """Builds a run, and restores the latest checkpoint of the workdir if it holds one.
 
     Raises:
-      ConfigError: the batch, mesh or kernels do not fit the devices, or the checkpoint has other settings.
+      ConfigError: the batch, mesh or kernels do not fit the devices, the checkpoint has other settings, or a teacher is
+        missing or of other rows.
       DataError: the data cannot be used.
-      CheckpointError: the checkpoint's arrays are another model's.
+      CheckpointError: the checkpoint's arrays are another model's, or a teacher's are damaged.
     """
     check_implementation(config)
     mesh = parallel.make_mesh(config.mesh)
@@ -84,6 +88,7 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         check_unchanged(checkpoints.read_config(step), config, workdir)
         tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
         check_kept(config, tokenizer)
+    teacher = load_teachers(config, tokenizer, mesh)
     # read before hours of training rather than after them
     valid_rows = encode_split(config.data, tokenizer, "valid")[0]
     source = train_iterator(config.data, tokenizer, rows, config.seed, jax.process_index(), jax.process_count())
@@ -125,6 +130,7 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         usual=Usual(losses),
         start=step or 0,
         base_key=base_key,
+        teacher=teacher,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from dimba_jax.config import RunConfig
 from dimba_jax.diffusion.objective import counted, reduce
-from dimba_jax.diffusion.passes import PASSES, Batch, RowDraws, StepDraws, draw
+from dimba_jax.diffusion.passes import PASSES, Batch, RowDraws, StepDraws, Teacher, draw
 from dimba_jax.diffusion.process import Process
 from dimba_jax.diffusion.timesteps import validation_sampler
 from dimba_jax.training.figures import RowFigures, StepReport
@@ -31,10 +32,13 @@ def batch_loss(
     draws: StepDraws,
     total: Float[Array, ""],
     config: RunConfig,
+    teacher: Teacher | None = None,
 ) -> tuple[Float[Array, ""], RowFigures]:
     """The objective over some rows, divided by `total`, the counted positions of the whole batch."""
-    all_target = config.data.source_length == 0  # of every row that is trained on, its padding too
-    found = PASSES[process.kind](graphdef, params, process, batch, draws, config, all_target=all_target)
+    options: dict[str, Any] = {"all_target": config.data.source_length == 0}  # every row's, its padding too
+    if teacher is not None:  # of masked diffusion alone
+        options["teacher"] = teacher
+    found = PASSES[process.kind](graphdef, params, process, batch, draws, config, **options)
     objective = reduce(found.objective, found.positions, draws.rows.weight, total)
 
     def row_sum(values: Array) -> Float[Array, " b"]:
@@ -50,7 +54,13 @@ def batch_loss(
 
 
 def whole_batch_gradient(
-    params: PyTree, graphdef: nnx.GraphDef, process: Process, batch: Batch, draws: StepDraws, config: RunConfig
+    params: PyTree,
+    graphdef: nnx.GraphDef,
+    process: Process,
+    batch: Batch,
+    draws: StepDraws,
+    config: RunConfig,
+    teacher: Teacher | None = None,
 ) -> tuple[Float[Array, ""], RowFigures, PyTree]:
     """Objective, figures of the rows, and gradient of the whole batch, in `accumulate` microbatches.
 
@@ -65,7 +75,7 @@ def whole_batch_gradient(
     total = jnp.sum(counts).astype(jnp.float32)
     gradient = jax.value_and_grad(batch_loss, has_aux=True)
     if pieces == 1:
-        (loss, figures), grads = gradient(params, graphdef, process, batch, draws, total, config)
+        (loss, figures), grads = gradient(params, graphdef, process, batch, draws, total, config, teacher)
         return loss, figures, grads
 
     def cut(x: Array) -> Array:
@@ -78,7 +88,7 @@ def whole_batch_gradient(
         number, rows, row_draws = piece
         dropout = None if draws.dropout is None else jax.random.fold_in(draws.dropout, number)
         own = StepDraws(row_draws, draws.first_pass, dropout)
-        (loss, figures), grads = gradient(params, graphdef, process, rows, own, total, config)
+        (loss, figures), grads = gradient(params, graphdef, process, rows, own, total, config, teacher)
         return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), figures
 
     nothing = (jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params))
@@ -93,7 +103,7 @@ def make_train_step(
     config: RunConfig,
     placement: PyTree | None = None,
 ) -> Wrapped:
-    """The jitted step (state, batch, base key) -> (state, report); the state's buffers are donated.
+    """The jitted step (state, batch, base key[, teacher]) -> (state, report); the state's buffers are donated.
 
     Its key is fold_in(base key, state.step), so a resumed run draws what an unbroken one draws. Where the loss or the
     gradient is not finite the state stays as it is, but for `step`, which draws anew, and the counts of skipped steps.
@@ -101,10 +111,12 @@ def make_train_step(
     logged. `placement` is where the state lies and stays (`parallel.placement`); None leaves it to XLA.
     """
 
-    def train_step(state: TrainState, batch: Batch, base_key: PRNGKeyArray) -> tuple[TrainState, StepReport]:
+    def train_step(
+        state: TrainState, batch: Batch, base_key: PRNGKeyArray, teacher: Teacher | None = None
+    ) -> tuple[TrainState, StepReport]:
         key = jax.random.fold_in(base_key, state.step)
         draws = draw(key, state.timesteps, state.process, batch["tokens"].shape[0], config)
-        loss, rows, grads = whole_batch_gradient(state.params, graphdef, state.process, batch, draws, config)
+        loss, rows, grads = whole_batch_gradient(state.params, graphdef, state.process, batch, draws, config, teacher)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         row_loss = rows.loss / jnp.maximum(rows.positions, 1.0)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq import System, parse, parser, score, train
+from seq2seq import System, numbers, parse, parser, score, train
 
 SYSTEMS = {
     "MambaDiff": System("mambadiff_qqp", "gaussian", "Mamba"),
@@ -31,6 +31,7 @@ SYSTEMS = {
     "DiffuSeq": System("diffuseq_qqp", "gaussian", "Transformer"),
     "DiffuMamba": System("qqp_masked", "masked", "Mamba-2"),
     "DiffuMamba-H": System("qqp_masked:h", "masked", "Mamba-2 and attention"),
+    "DiffuMamba-H distilled": System("qqp_masked:h", "masked", "Mamba-2 and attention"),
     "DiffuTran": System("qqp_masked:tran", "masked", "Transformer"),
     "DiffuMamba long": System("qqp_masked:long", "masked", "Mamba-2"),
     "DiffuMamba-H long": System("qqp_masked:long-h", "masked", "Mamba-2 and attention"),
@@ -38,6 +39,9 @@ SYSTEMS = {
     "AR Transformer": System("qqp_masked:ar", "autoregressive", "Transformer"),
     "AR Mamba": System("qqp_masked:ar-mamba", "autoregressive", "Mamba-2"),
 }
+
+TEACHER, DISTILLED = "DiffuMamba-H", "DiffuMamba-H distilled"
+SHARE = 0.5  # of the loss that is the teachers'
 
 
 def workdir_of(system: str, work: Path, seed: int) -> Path:
@@ -47,11 +51,26 @@ def workdir_of(system: str, work: Path, seed: int) -> Path:
 def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--system", choices=SYSTEMS, required=True)
+    flags.add_argument("--with_seeds", type=numbers, default=[], help="of the networks that write with this one's")
+    flags.add_argument("--teachers", type=numbers, default=[], help=f"seeds of {TEACHER} that {DISTILLED} learns from")
     options = parse(flags, Path(__file__).parent / "results.json", SYSTEMS)
+    if options.with_seeds and not options.label:
+        flags.error("--with_seeds scores several networks: add --label=NAME")
+    learns = options.system == DISTILLED and not (options.score_only or options.calls)
+    if bool(options.teachers) != learns:
+        flags.error(f"--teachers is for training {DISTILLED}, which needs it")
     system = SYSTEMS[options.system]
     workdir = workdir_of(options.system, options.work, options.seed)
-    train(system, workdir, options)
-    score(system, workdir, options, {"system": options.system})
+    taught = []
+    if learns:
+        of = ",".join(str(workdir_of(TEACHER, options.work, seed)) for seed in options.teachers)
+        taught = [f"--config.training.teachers={of}", f"--config.process.distillation={SHARE}"]
+    train(system, workdir, options, taught)
+    names = {"system": options.system}
+    if options.with_seeds:
+        names["seed"] = "+".join(map(str, [options.seed, *options.with_seeds]))
+    others = [workdir_of(options.system, options.work, seed) for seed in options.with_seeds]
+    score(system, workdir, options, names, others=others)
 
 
 if __name__ == "__main__":

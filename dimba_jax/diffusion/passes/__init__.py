@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from dimba_jax.diffusion.passes.autoregressive import autoregressive_pass
-from dimba_jax.diffusion.passes.contract import Batch, Pass, RowDraws, StepDraws, draw
+from dimba_jax.diffusion.passes.contract import Batch, Pass, RowDraws, StepDraws, Teacher, draw
 from dimba_jax.diffusion.passes.gaussian import gaussian_pass
 from dimba_jax.diffusion.passes.masked import masked_pass
 
@@ -14,4 +14,4 @@ PASSES: dict[str, Callable[..., Pass]] = {
     "autoregressive": autoregressive_pass,
 }
 
-__all__ = ["PASSES", "Batch", "Pass", "RowDraws", "StepDraws", "draw"]
+__all__ = ["PASSES", "Batch", "Pass", "RowDraws", "StepDraws", "Teacher", "draw"]

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from dimba_jax.config import RunConfig
 from dimba_jax.diffusion.process import Process
 from dimba_jax.diffusion.timesteps import TimestepSampler
 
 Batch = dict[str, Array]  # tokens (b, l) int32, target (b, l) bool, valid (b, l) bool
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Teacher:
+    """Trained networks whose distribution is learned from beside the data: an `Ensemble`, taken apart."""
+
+    params: PyTree
+    graph: nnx.GraphDef = field(metadata={"static": True})
 
 
 class RowDraws(NamedTuple):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from dimba_jax.config import RunConfig
 from dimba_jax.diffusion.masked import Masked
 from dimba_jax.diffusion.objective import counted
-from dimba_jax.diffusion.passes.contract import Batch, Pass, StepDraws, is_best
+from dimba_jax.diffusion.passes.contract import Batch, Pass, StepDraws, Teacher, is_best
 
 
 def masked_pass(
@@ -23,12 +23,14 @@ def masked_pass(
     config: RunConfig,
     *,
     all_target: bool = False,
+    teacher: Teacher | None = None,
 ) -> Pass:
     """Masks targets and predicts what stood there. The source is never masked (as in LLaDA's fine-tuning).
 
     With blocks the network also reads the clean row, so that a masked block sees the clean ones before it
     (BD3-LM, arXiv 2503.09573, section 3.2); every block has a time of its own. With `all_target` every position
-    is known to be one, so that nothing is hidden and the network needs no mask.
+    is known to be one, so that nothing is hidden and the network needs no mask. A `teacher` sees what the network sees,
+    without dropout.
     """
     denoiser: Any = nnx.merge(graphdef, params)
     tokens, target, first = batch["tokens"], batch["target"], config.data.source_length
@@ -43,12 +45,15 @@ def masked_pass(
         )
     else:
         logits = denoiser(noised.tokens, time, visible=visible, first=first, key=draws.dropout)
+    taught = None
+    if teacher is not None:
+        taught = nnx.merge(teacher.graph, teacher.params)(noised.tokens, time, visible=visible, first=first)
     noised = noised._replace(tokens=noised.tokens[:, first:], masked=noised.masked[:, first:], t=noised.t[:, first:])
     tokens = tokens[:, first:]
     positions = counted(target, batch["valid"], "target", config.process.loss_on_padding)[:, first:]
     predicted = positions & noised.masked
     return Pass(
-        objective=process.objective(logits, tokens, noised),
+        objective=process.objective(logits, tokens, noised, taught),
         terms=process.losses(logits, tokens, noised),
         positions=positions,
         predicted=predicted,

@@ -43,7 +43,7 @@ def check(options: flags.FlagValues) -> None:
         raise flags.Error("--system=copy needs --config=RECIPE, which says where the data is")
     if options.checkpoint is None:
         idle = list(sampling_flags.given(options))
-        idle += ["checkpoint_step"] * (options.checkpoint_step is not None)
+        idle += [name for name in ("checkpoint_step", "ensemble") if options[name].value is not None]
         if idle:
             raise flags.Error(f"--{idle[0]} only has a meaning with --checkpoint")
 
@@ -128,7 +128,8 @@ def _from_samples(
 def _from_checkpoint(
     options: flags.FlagValues, split: Split, sizes: Sequence[int], command: Sequence[str]
 ) -> tuple[list[Record], dict[str, Any]]:
-    from dimba_jax.sampling.generate import generate  # here: wrong options and the copy baseline need no JAX
+    from dimba_jax.sampling.ensemble import with_others  # here: wrong options and the copy baseline need no JAX
+    from dimba_jax.sampling.generate import generate
     from dimba_jax.sampling.load import load
 
     model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
@@ -138,6 +139,8 @@ def _from_checkpoint(
             f"{options.checkpoint} is a model of text, not of pairs: take --task=likelihood or --task=generation"
         )
     settings = _settings(config, options, sizes)
+    if options.ensemble is not None:
+        model = with_others(model, options.checkpoint, options.ensemble, ema=options.ema)
     examples: list[Example] = load_split(config.data, split)[: options.limit]
     train_texts = _training_texts(config.data, options, split)
     generations = generate(model, [example.source for example in examples], settings, seed=options.seed, progress=True)
@@ -148,6 +151,7 @@ def _from_checkpoint(
     ]
     metadata = of_checkpoint(command, config, options.checkpoint, model.step)
     metadata |= {"seed": options.seed, "sampling": dataclasses.asdict(settings)}
+    metadata |= {"ensemble": model.others} if model.others else {}
     return records, metadata
 
 

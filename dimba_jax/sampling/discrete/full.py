@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from dimba_jax.config import RunConfig, SamplingConfig
 from dimba_jax.data.tokenizers import EOS, PAD
 from dimba_jax.diffusion.masked import Masked
+from dimba_jax.models.ensemble import Ensemble
 from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.sampling.discrete.ending import may_end, words_alone
@@ -28,7 +29,7 @@ SHORTEST = 2  # positions of a target whose length is chosen: one word and its e
 
 
 def sample_full(
-    denoiser: TokenDenoiser,
+    denoiser: TokenDenoiser | Ensemble,
     process: Masked,
     tokens: Int[Array, "b l"],
     editable: Bool[Array, "b l"],
@@ -84,7 +85,7 @@ def _sample(
     whole: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
+    denoiser: TokenDenoiser | Ensemble = merge_prepared(graph, parameters)
     rows, length = tokens.shape
     # the prompt of a pair is its source, of running text whatever is given
     prompt = jnp.broadcast_to(jnp.arange(length) < first, (rows, length)) if first else ~editable

@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from dimba_jax.config import RunConfig
+from dimba_jax.models.ensemble import Ensemble
 from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.sampling.discrete.loop import TokenNetwork
 
@@ -65,7 +66,7 @@ def without_prompt(
 
 
 def token_call(
-    denoiser: TokenDenoiser,
+    denoiser: TokenDenoiser | Ensemble,
     tokens: Int[Array, "b l"],
     prompt: Bool[Array, "b l"],
     visible: Bool[Array, "b l"],
@@ -91,4 +92,4 @@ def token_call(
         seen = bare.visible if hide else shown
         return guided(logits, denoiser(bare.tokens, t, visible=seen, first=first), scale)
 
-    return TokenCall(call, 1 if scale == 1.0 else 2)
+    return TokenCall(call, (1 if scale == 1.0 else 2) * denoiser.calls)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int, PRNGKeyArray
 from dimba_jax.config import ConfigError, RunConfig, SamplingConfig
 from dimba_jax.diffusion.autoregressive import Autoregressive
 from dimba_jax.diffusion.masked import Masked
+from dimba_jax.models.ensemble import Ensemble
 from dimba_jax.models.token_denoiser import TokenDenoiser
 from dimba_jax.sampling.discrete.blocks import exact_cache, sample_blocks
 from dimba_jax.sampling.discrete.fast import sample_fast
@@ -80,7 +81,7 @@ def total_steps(config: RunConfig, settings: SamplingConfig, target: int) -> int
 
 
 def sample_tokens(
-    denoiser: TokenDenoiser,
+    denoiser: TokenDenoiser | Ensemble,
     process: Masked | Autoregressive,
     tokens: Int[Array, "b l"],
     editable: Bool[Array, "b l"],
@@ -112,7 +113,11 @@ def sample_tokens(
     if settings.length == "first" and not bool(jnp.all(editable[:, denoiser.source_length :])):
         raise ConfigError("length='first' writes whole targets, and here some tokens of them are given: use 'model'")
     way = way_of(config, settings)
-    return way(denoiser, process, tokens, editable, visible, keys, settings, config=config, stages=stages)
+    if not isinstance(denoiser, Ensemble):
+        return way(denoiser, process, tokens, editable, visible, keys, settings, config=config, stages=stages)
+    if way is not sample_full or not isinstance(process, Masked):
+        raise ConfigError("an ensemble writes the whole row at once: set block_size=0 and cache='none'")
+    return sample_full(denoiser, process, tokens, editable, visible, keys, settings, config=config, stages=stages)
 
 
 def check_settings(config: RunConfig, settings: SamplingConfig) -> None:
