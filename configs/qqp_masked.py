@@ -9,12 +9,13 @@ DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl. Without --config.d
 names the other ways to get the data. The data is that of configs/qqp.py.
 
 Hardware: one H200 (or another GPU with bfloat16). The 2,500 test rows, 16 network calls, and MBR over ten; copying the
-source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h and :tran
-three, the slowest beside other work:
+source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h five, of :tran three, the
+slowest beside other work:
 
   variant     network                                       minutes  BLEU   iBLEU  MBR: BLEU  iBLEU
   (none)      bidirectional Mamba-2, 8 layers, d 512, n 128  6.6     .284   .129   .291       .132
-  :h          the same, attention in layers 0 and 5        6.6-8.5   .291   .131   .297       .133
+  :h          the same, attention in layers 0 and 5        6.6-8.5   .291   .132   .296       .133
+  :h, distilled from two of it (below)                     23.9      .302   .134   .309       .137
   :tran       Transformer, 12 layers                       5.4-6.0   .292   .127   .296       .128
   :long       Mamba-2 with n 64, 20,000 steps                14.3    .276   .136   .284       .142
   :long-h     the same, attention in layers 0 and 5          14.5    (validation: .292, .151; .303, .158)
@@ -38,6 +39,12 @@ MBR beside --mbr=10, without which all samples would be the same:
   :long       --score_noise=1
   :long-tran  --score_noise=1 --score=probability --end_bias=-2 --nopadding_apart
   :ar         --temperature=.3
+
+Distilled, each of the three with a workdir and a --seed of its own; the minutes are those of all three, and two
+trainings were made behind the same teachers:
+
+    python -m dimba_jax.train --config=configs/qqp_masked.py:h --workdir=runs/student --config.data.path=DIR \
+        --config.training.teachers=runs/a,runs/b --config.process.distillation=0.5
 
 Ablations:
   --config.process.weighting=elbo --config.process.label_smoothing=0
