@@ -1,8 +1,7 @@
-"""What studies of sequence-to-sequence tasks share: training within a time, scores beside copying, lines of results.
+"""What studies of sequence-to-sequence tasks share: flags, training within a time, scores beside copying.
 
-A line is one system's figures on all rows of a split, or on those unseen in training, with one number of samples. One
-that is measured again takes the place of the line before. With --label the lines have that name, and `weights` says
-whose they are.
+The scores are lines of a file of results (`seq2seq_lines`). With --label they have that name, and `weights` says whose
+they are.
 """
 
 from __future__ import annotations
@@ -20,13 +19,10 @@ from typing import Any, NamedTuple
 
 from recipe_files import CONFIGS
 from sampling_settings import among
+from seq2seq_lines import Line, check_label, keep, lines_of
 
-FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "div4", "self_bleu", "length")
-# of a line; not all studies have all
-IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "gain", "seed", "curve")
 WALL = "wall.json"  # in a workdir: seconds of each training process
 UNFINISHED = 3  # exit status
-Line = dict[str, Any]
 
 
 class System(NamedTuple):
@@ -259,47 +255,6 @@ def sentences_a_second(sample: Callable[[Any, int], Any], settings: Any, rows: i
     return round(rows / (time.monotonic() - began), 2)
 
 
-def lines_of(
-    report: Line, sizes: Sequence[int], common: Line, a_second: float | None, gain: str = "bleu"
-) -> list[Line]:
-    """A line for each subset of rows and number of samples, and those of copying the source.
-
-    Args:
-      gain: what was chosen by among several samples; lines name it unless it is BLEU.
-    """
-    from dimba_jax.evals.report import system_name
-
-    lines = []
-    for subset, systems in (("all", report["systems"]), ("unseen", report["unseen"])):
-        count = report["rows"] if subset == "all" else report["unseen_rows"]
-        for size in sizes:
-            figures = systems[system_name(size, gain)]
-            line = common | {"subset": subset, "rows": count, "mbr": size, "network_calls": figures["network_calls"]}
-            line |= scores(figures) | {"sentences_per_s": a_second if size == 1 else None}
-            line |= {} if gain == "bleu" else {"gain": gain}
-            lines.append(line)
-        copied = {name: common[name] for name in ("task", "test", "split") if name in common}
-        copied |= {"system": "copy", "subset": subset, "rows": count, "mbr": 1, "network_calls": 0}
-        lines.append(copied | scores(systems["copy"]))
-    return lines
-
-
-def scores(figures: Line) -> Line:
-    return {name: figures[name] for name in (*FIGURES, "sari") if name in figures}
-
-
-def check_label(results: Path, label: str | None, weights: str, networks: int = 1) -> None:
-    """The lines of a label are of as many networks of one system, whose seeds have a + between them.
-
-    Raises:
-      SystemExit: the file of results has other lines of this name.
-    """
-    for line in json.loads(results.read_text(encoding="utf-8")) if label and results.exists() else []:
-        alike = (line.get("weights"), str(line.get("seed")).count("+") + 1) == (weights, networks)
-        if line["system"] == label and not alike:
-            raise SystemExit(f"--label={label}: {results} has other lines of this name; take another")
-
-
 def unselected(path: Path, examples: Sequence[Any], texts: Sequence[str], count: int = 10) -> None:
     """Keeps the first rows beside what was made of them, as they come."""
     rows = [
@@ -307,17 +262,3 @@ def unselected(path: Path, examples: Sequence[Any], texts: Sequence[str], count:
         for e, text in zip(examples[:count], texts, strict=False)
     ]
     path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def key(line: Line) -> tuple[Any, ...]:
-    """What a line is the figure of: one set of sampling settings, "sampling" where they are not the recipe's."""
-    steps = line.get("steps") if line.get("curve") else None  # a curve has a line for each number of them
-    return steps, *(line.get(name) for name in IDENTITY)
-
-
-def keep(path: Path, lines: Sequence[Line]) -> None:
-    """Puts lines into a file of results."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    found = {key(line): line for line in known} | {key(line): line for line in lines}
-    rows = sorted(found.values(), key=lambda line: json.dumps(key(line), default=str))
-    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n", encoding="utf-8")

@@ -22,7 +22,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from run import SYSTEMS, workdir_of
-from seq2seq import Line, check_label, keep, lines_of, numbers, samples_file
+from seq2seq import numbers, samples_file
+from seq2seq_lines import Line, check_label, keep, lines_of
 from seq2seq_tables import read
 
 from dimba_jax.data.examples import DataError

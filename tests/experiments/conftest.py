@@ -21,6 +21,7 @@ def study(monkeypatch):
             "report",
             "baselines",
             "seq2seq",
+            "seq2seq_lines",
             "seq2seq_tables",
             "sampling_settings",
         ):

@@ -166,11 +166,11 @@ def test_choices_side_by_side(kept, study, monkeypatch, capsys):
 
 
 def test_a_label_stands_for_one_thing(tmp_path, study):
-    seq2seq, path = study("qqp", "seq2seq"), tmp_path / "results.json"
-    seq2seq.check_label(path, "two", "DIMBA")  # no results yet
+    lines, path = study("qqp", "seq2seq_lines"), tmp_path / "results.json"
+    lines.check_label(path, "two", "DIMBA")  # no results yet
     path.write_text(json.dumps([{"system": "two", "weights": "DIMBA", "seed": "0+1"}]))
-    seq2seq.check_label(path, "two", "DIMBA", 2)
-    seq2seq.check_label(path, None, "DIMBA")
+    lines.check_label(path, "two", "DIMBA", 2)
+    lines.check_label(path, None, "DIMBA")
     for system, networks in (("DIMBA", 1), ("DIMBA", 3), ("MambaDiff", 2)):
         with pytest.raises(SystemExit, match="--label=two: .* has other lines"):
-            seq2seq.check_label(path, "two", system, networks)
+            lines.check_label(path, "two", system, networks)

@@ -153,12 +153,22 @@ def test_a_run_that_is_out_of_time_is_not_scored(tmp_path, run):
 
 
 def test_lines_measured_again_take_the_place_of_the_ones_before(tmp_path, study):
-    seq2seq, path = study("qqp", "seq2seq"), tmp_path / "results.json"
+    lines, path = study("qqp", "seq2seq_lines"), tmp_path / "results.json"
     line = {"system": "DIMBA", "split": "test", "subset": "all", "mbr": 1, "seed": 0, "curve": False, "steps": 20}
-    seq2seq.keep(path, [line | {"bleu": 0.1}, line | {"seed": 1, "bleu": 0.2}])
-    seq2seq.keep(path, [line | {"bleu": 0.3, "steps": 16}, line | {"curve": True, "bleu": 0.4}])
-    seq2seq.keep(path, [line | {"curve": True, "bleu": 0.5, "steps": 2}, line | {"task": "qg", "bleu": 0.6}])
+    lines.keep(path, [line | {"bleu": 0.1}, line | {"seed": 1, "bleu": 0.2}])
+    lines.keep(path, [line | {"bleu": 0.3, "steps": 16}, line | {"curve": True, "bleu": 0.4}])
+    lines.keep(path, [line | {"curve": True, "bleu": 0.5, "steps": 2}, line | {"task": "qg", "bleu": 0.6}])
     assert sorted(row["bleu"] for row in json.loads(path.read_text())) == [0.2, 0.3, 0.4, 0.5, 0.6]
+
+
+def test_a_split_without_unseen_rows_has_no_line_of_them(study):
+    """Models are chosen on the validation split: a line of its unseen rows would hold nothing."""
+    lines = study("qqp", "seq2seq_lines")
+    figures = dict.fromkeys(lines.FIGURES, 0.5) | {"network_calls": 16}
+    report = {"rows": 3, "systems": {"model": figures, "copy": figures}, "unseen": {"model": figures, "copy": figures}}
+    for unseen, subsets in ((0, ["all"] * 2), (2, ["all"] * 2 + ["unseen"] * 2)):
+        found = lines.lines_of(report | {"unseen_rows": unseen}, [1], {"system": "DIMBA", "split": "valid"}, None)
+        assert [line["subset"] for line in found] == subsets
 
 
 def test_a_task_is_scored_on_its_own_rows(tmp_path, study, monkeypatch):
