@@ -19,6 +19,8 @@ class Known(nnx.Module):
     """Logits from a table of each position, moved by the neighbours and by how many source tokens are visible."""
 
     vocab_size = mask_id = VOCAB
+    calls = 1
+    time_conditioned = False
 
     def __init__(self, source, table, watch=None):
         self.source_length = source

@@ -58,7 +58,11 @@ def model(monkeypatch, data):
         if not Path(workdir).exists():
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train one first")
         calls.load = (workdir, step, ema)
-        return types.SimpleNamespace(config=calls.config, step=700 if step is None else step)
+        return types.SimpleNamespace(config=calls.config, step=700 if step is None else step, others=())
+
+    def with_others(model, named, others, *, ema=None):
+        calls.ensemble = (named, list(others), ema)
+        return types.SimpleNamespace(config=model.config, step=model.step, others=tuple((path, 30) for path in others))
 
     def generate(model, prompts, settings, *, seed=0, progress=False, stages=0):
         calls.prompts, calls.settings, calls.seed = list(prompts), settings, seed
@@ -73,9 +77,9 @@ def model(monkeypatch, data):
             for prompt in prompts
         ]
 
-    for name, function in {"load": load, "generate": generate}.items():
+    for name, function in {"load": load, "generate": generate, "ensemble": with_others}.items():
         module = types.ModuleType(f"dimba_jax.sampling.{name}")
-        setattr(module, name, function)
+        setattr(module, function.__name__, function)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return calls
 
@@ -155,6 +159,17 @@ def test_another_data_path_and_checkpoint_step(tmp_path, model, data):
     assert metadata["step"] == 9 and metadata["sampling"]["ema"] is False
 
 
+@pytest.mark.parametrize("given", (["--ensemble=a,b"], ["--ensemble=a", "b"], ["--ensemble=a", "--ensemble=b"]))
+def test_models_that_write_together(tmp_path, model, given):
+    output = tmp_path / "eval.json"
+    assert run(f"--checkpoint={tmp_path}", "--noema", *given, f"--output={output}") == 0
+    assert model.ensemble == (str(tmp_path), ["a", "b"], False)
+    metadata = json.loads(output.read_text())["metadata"]
+    assert metadata["ensemble"] == [["a", 30], ["b", 30]] and metadata["checkpoint"] == str(tmp_path)
+    assert run(f"--checkpoint={tmp_path}", f"--output={output}") == 0
+    assert "ensemble" not in json.loads(output.read_text())["metadata"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -176,6 +191,14 @@ def test_another_data_path_and_checkpoint_step(tmp_path, model, data):
         (["--checkpoint=.", "--output=x.json", "stray"], "unexpected argument 'stray'"),
         (["--samples=none.jsonl", "--output=x.json"], "none.jsonl"),
         (["--samples=none.jsonl", "--output=x.json", "--steps=5"], "--steps only has a meaning with --checkpoint"),
+        (
+            ["--samples=none.jsonl", "--output=x.json", "--ensemble=W"],
+            "--ensemble only has a meaning with --checkpoint",
+        ),
+        (["--system=copy", "--config=toy.py", "--output=x.json", "--ensemble=W"], "--ensemble only has a meaning with"),
+        (["--ensemble=W", "--output=x.json"], "give exactly one of --checkpoint=WORKDIR"),
+        (["--checkpoint=.", "--task=likelihood", "--ensemble=W"], "--ensemble only has a meaning with --task=seq2seq"),
+        (["--checkpoint=.", "--task=generation", "--ensemble=W"], "--ensemble only has a meaning with --task=seq2seq"),
         (["--system=copy", "--output=x.json"], "--system=copy needs --config=RECIPE"),
         (["--system=copy", "--output=x.json", "--config=none.py"], "--config=none.py: no such file"),
         (["--system=copy", "--output=x.json", "--config=toy.py:big"], "size 'big': only small"),

@@ -27,8 +27,8 @@ def poison(monkeypatch, kind, token):
     """A row that holds the token spoils the loss, or the gradient of a loss that is fine, or is hard to learn."""
     batch_loss = step_module.batch_loss
 
-    def poisoned(params, graphdef, process, batch, draws, total, config):
-        objective, figures = batch_loss(params, graphdef, process, batch, draws, total, config)
+    def poisoned(params, graphdef, process, batch, draws, total, config, teacher=None):
+        objective, figures = batch_loss(params, graphdef, process, batch, draws, total, config, teacher)
         rows = jnp.any(batch["tokens"] == token, axis=1)
         bad = jnp.any(rows)
         if kind == "gradient":
