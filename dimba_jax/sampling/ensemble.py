@@ -48,7 +48,7 @@ def check_alike(model: LoadedModel, named: str | Path, config: RunConfig, tokeni
     """Whether a model's distribution is over what another (of `config` and `tokenizer`) reads and writes.
 
     Raises:
-      ConfigError: it is not; the message names the two.
+      ConfigError: it is not; the message names it, and the other where the two differ.
     """
     process = model.config.process
     if process.kind != "masked" or process.block_size:

@@ -117,6 +117,9 @@ def sample_tokens(
         return way(denoiser, process, tokens, editable, visible, keys, settings, config=config, stages=stages)
     if way is not sample_full or not isinstance(process, Masked):
         raise ConfigError("an ensemble writes the whole row at once: set block_size=0 and cache='none'")
+    # `check_settings` knows the first network's config alone
+    if settings.reuse_logits and any(network.time_conditioned for network in denoiser.networks):
+        raise ConfigError("reuse_logits needs networks that are all trained with process.time_conditioning=False")
     return sample_full(denoiser, process, tokens, editable, visible, keys, settings, config=config, stages=stages)
 
 
