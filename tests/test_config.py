@@ -75,6 +75,30 @@ def masked(sampler="confidence", **process):
             "config.model.direction='untied': process.kind='autoregressive' needs 'causal'",
         ),
         (masked(min_snr_gamma=5.0), "process.kind='masked' does not read it; leave it at 0.0"),
+        (masked(distillation=0.5), "config.process.distillation=0.5 and config.training.teachers='' go together"),
+        (
+            masked() | {"training": {"teachers": "runs/a"}},
+            "config.process.distillation=0.0 and config.training.teachers='runs/a' go together: a share above 0",
+        ),
+        (masked(distillation=0.5) | {"training": {"teachers": " , "}}, "teachers=' , ' go together"),
+        (
+            masked(distillation=0.5, block_size=8) | {"training": {"teachers": "runs/a"}},
+            "config.process.distillation=0.5: a teacher reads whole rows; set process.block_size=0",
+        ),
+        (
+            {"process": {"distillation": 0.5}, "training": {"teachers": "runs/a"}},
+            "config.process.distillation=0.5: process.kind='gaussian' does not read it; leave it at 0.0",
+        ),
+        (
+            masked(kind="autoregressive", distillation=0.5) | {"training": {"teachers": "runs/a"}},
+            "config.process.distillation=0.5: process.kind='autoregressive' does not read it; leave it at 0.0",
+        ),
+        (
+            {"training": {"teachers": "runs/a"}},
+            "config.process.distillation=0.0 and config.training.teachers='runs/a' go together",
+        ),
+        (masked(distillation=1.5) | {"training": {"teachers": "runs/a"}}, "distillation=1.5: must lie in .0, 1."),
+        (masked(distillation=-0.5) | {"training": {"teachers": "runs/a"}}, "distillation=-0.5: must lie in .0, 1."),
         (
             masked()
             | {
