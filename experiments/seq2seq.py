@@ -174,13 +174,14 @@ def score(
 
     check_label(options.results, options.label, names["system"], 1 + len(others))
     model = load(workdir)
-    for path, step in ((workdir, model.step), *((path, load(path).step) for path in others)):
-        if step < model.config.training.steps:
-            print(f"{path} is at step {step} of {model.config.training.steps}: train it to the end")
+    trainings = {workdir: None}  # each once, whoever learned from it
+    for path, one in ((workdir, model), *((path, load(path)) for path in others)):
+        if one.step < model.config.training.steps:
+            print(f"{path} is at step {one.step} of {model.config.training.steps}: train it to the end")
             raise SystemExit(UNFINISHED)
+        trainings |= dict.fromkeys((path, *map(Path, workdirs(one.config))))
     if others:
         model = with_others(model, workdir, others)
-    trainings = [workdir, *others, *map(Path, workdirs(model.config))]
     trained_on = dataclasses.replace(model.config.data, path=str(options.data))
     examples = load_split(dataclasses.replace(trained_on, **(data or {})), options.split)[: options.limit]
     known = [
