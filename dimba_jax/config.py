@@ -149,7 +149,8 @@ class ProcessConfig:
     weighting: Literal["elbo", "linear", "none"] = "elbo"  # of a masked position: -alpha'/(1-alpha) (the NELBO),
     # 1 - t + 1/T (RDM), or 1; the last two train something else than a likelihood bound
     label_smoothing: float = 0.0
-    distillation: float = 0.0  # share of a masked position's loss that is the cross-entropy of training.teachers
+    distillation: float = 0.0  # share of a masked position's training loss that is the cross-entropy of
+    # training.teachers, the rest being the data's as without them, smoothed labels too; validation is of the data alone
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.files(
         "ensemble",
         "seq2seq: further workdirs of masked models, as in A B or A,B, whose distributions are averaged with the "
-        "checkpoint's; a step is then a network call of each",
+        "checkpoint's; a step is then a network call of each; they are read at their latest steps",
     )
     define.text("data_path", None, "folder or file of the data, in place of the one in the checkpoint's config")
     define.choice("split", None, ["train", "valid", "test"], "rows to score: test for seq2seq, otherwise valid")

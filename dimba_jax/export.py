@@ -62,6 +62,8 @@ def _table(path: Path) -> str:
 
     report = parse_json(read_text(path), str(path))
     try:
+        if (report.get("metadata") or {}).get("ensemble"):
+            raise ConfigError(f"{path} scores several models together, and the card is of one: leave it out")
         return format_table(report)
     except (KeyError, TypeError, AttributeError) as error:
         what = json.dumps(str(error))

@@ -49,7 +49,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.files(
         "ensemble",
         "further workdirs of masked models, as in A B or A,B, whose distributions are averaged with the checkpoint's; "
-        "a step is then a network call of each",
+        "a step is then a network call of each; they are read at their latest steps",
     )
     define.text("prompt", None, "the prompt, or the beginning of a text, or a text with gaps [[n]]")
     define.text("input", None, "JSONL file of prompts, under the key src")

@@ -144,6 +144,54 @@ def spent(workdir: Path) -> list[float]:
     return json.loads(wall.read_text()) if wall.exists() else []
 
 
+def teachers(workdir: Path) -> list[Path]:
+    """Workdirs of what a training learned from: where its run.json says, or beside it if they have moved together.
+
+    Raises:
+      SystemExit: one is in neither place, so that its minutes are not known.
+    """
+    run = workdir / "run.json"
+    named = (
+        json.loads(run.read_text(encoding="utf-8"))["config"]["training"].get("teachers", "") if run.exists() else ""
+    )
+    found = []
+    for path in (Path(text.strip()) for text in named.split(",") if text.strip()):
+        places = [place for place in (path, workdir.parent / path.name) if (place / WALL).exists()]
+        if not places:
+            raise SystemExit(f"{workdir} has learned from {path}, whose {WALL} is not there: put it beside {workdir}")
+        found.append(places[0])
+    return found
+
+
+def trainings(workdirs: Sequence[Path]) -> list[Path]:
+    """Those of some networks and of all that they learned from, each once."""
+    found: dict[Path, Path] = {}
+    waiting = list(workdirs)
+    while waiting:
+        path = waiting.pop()
+        if path.resolve() not in found:
+            found[path.resolve()] = path
+            waiting += teachers(path)
+    return list(found.values())
+
+
+def check_trained_alike(config: Any, first: Any, path: str, other: Path) -> None:
+    """Whether two networks of an ensemble differ in their seeds, and what they learned from, alone.
+
+    Raises:
+      SystemExit: in something else.
+    """
+    of, wanted = (
+        dataclasses.replace(
+            one, seed=0, data=dataclasses.replace(one.data, path=""), sampling=first.sampling,
+            training=dataclasses.replace(one.training, teachers=bool(one.training.teachers)),
+        )
+        for one in (config, first)
+    )  # fmt: skip
+    if of != wanted:
+        raise SystemExit(f"{path} was not trained as {other} was: networks of one line differ in their seeds alone")
+
+
 def score(
     system: System,
     workdir: Path,
@@ -154,10 +202,11 @@ def score(
 ) -> None:
     """Scores a trained system; the lines of each case are in the file of results as soon as they are there.
 
-    Minutes of training are those of all networks that it is made of or learned from.
+    Minutes of training are those of all networks that it is made of or learned from. What networks learned from stands
+    in the lines as `teachers`, the names of their workdirs.
 
     Args:
-      others: workdirs of networks that write with it, as an ensemble.
+      others: workdirs of networks that write with it, as an ensemble; trained alike, but for their seeds.
       names: what tells these lines from those of other systems.
       data: settings of the data, where they are not the checkpoint's.
     """
@@ -167,21 +216,23 @@ def score(
     from dimba_jax.data.sources import load_split
     from dimba_jax.evals.records import make_records
     from dimba_jax.evals.report import make_report, score_rows
-    from dimba_jax.sampling.ensemble import with_others
+    from dimba_jax.sampling.ensemble import together
     from dimba_jax.sampling.generate import generate
     from dimba_jax.sampling.load import load
-    from dimba_jax.training.teachers import workdirs
 
-    check_label(options.results, options.label, names["system"], 1 + len(others))
-    model = load(workdir)
-    trainings = {workdir: None}  # each once, whoever learned from it
-    for path, one in ((workdir, model), *((path, load(path)) for path in others)):
-        if one.step < model.config.training.steps:
-            print(f"{path} is at step {one.step} of {model.config.training.steps}: train it to the end")
+    names = {"seed": options.seed} | names
+    if options.label:
+        names |= {"system": options.label, "weights": names["system"]}
+    check_label(options.results, options.label, names)
+    loaded = {str(path): load(path) for path in (workdir, *others)}
+    for path, one in loaded.items():
+        if one.step < one.config.training.steps:
+            print(f"{path} is at step {one.step} of {one.config.training.steps}: train it to the end")
             raise SystemExit(UNFINISHED)
-        trainings |= dict.fromkeys((path, *map(Path, workdirs(one.config))))
-    if others:
-        model = with_others(model, workdir, others)
+        check_trained_alike(one.config, loaded[str(workdir)].config, path, workdir)
+    model = together(loaded) if others else loaded[str(workdir)]
+    minutes = sum(sum(spent(path)) for path in trainings([workdir, *others])) / 60
+    taught_by = sorted({path.name for path in teachers(workdir)})
     trained_on = dataclasses.replace(model.config.data, path=str(options.data))
     examples = load_split(dataclasses.replace(trained_on, **(data or {})), options.split)[: options.limit]
     known = [
@@ -190,9 +241,9 @@ def score(
     common = names | {
         "objective": system.objective, "backbone": system.backbone, "device": jax.devices()[0].device_kind,
         "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
-        "train_minutes": round(sum(sum(spent(path)) for path in trainings) / 60, 2), "train_steps": model.step,
-        "seed": names.get("seed", options.seed), "split": options.split, "sampling": among(options.settings),
-    } | ({"system": options.label, "weights": names["system"]} if options.label else {})  # fmt: skip
+        "train_minutes": round(minutes, 2), "train_steps": model.step, "split": options.split,
+        "sampling": among(options.settings),
+    } | ({"teachers": taught_by} if taught_by else {})  # fmt: skip
     settings = among(options.settings) | {"num_samples": 1, "batch_size": options.batch_size}
     sampling = dataclasses.replace(model.config.sampling, **settings)
     chosen = [1] if options.calls else drawn_apart(options.mbr, model.config.process.kind, sampling)

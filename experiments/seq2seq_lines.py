@@ -14,6 +14,7 @@ from typing import Any
 FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "div4", "self_bleu", "length")
 # of a line; not all studies have all
 IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "gain", "seed", "curve")
+TOGETHER = ("distributions", "samples")  # how several networks write together: their mean, or samples of each in turn
 Line = dict[str, Any]
 
 
@@ -48,16 +49,34 @@ def scores(figures: Line) -> Line:
     return {name: figures[name] for name in (*FIGURES, "sari") if name in figures}
 
 
-def check_label(results: Path, label: str | None, weights: str, networks: int = 1) -> None:
-    """The lines of a label are of as many networks of one system, whose seeds have a + between them.
+def check_label(results: Path, label: str | None, line: Line) -> None:
+    """All lines of a label are of one system's networks, of as many, writing together in one way.
+
+    Args:
+      line: `weights`, the system; `seed`, with a + between those of several networks; and then `together`.
 
     Raises:
-      SystemExit: the file of results has other lines of this name.
+      SystemExit: the file of results has other lines of this name, or a line of one of these networks beside others.
     """
-    for line in json.loads(results.read_text(encoding="utf-8")) if label and results.exists() else []:
-        alike = (line.get("weights"), str(line.get("seed")).count("+") + 1) == (weights, networks)
-        if line["system"] == label and not alike:
+    for known in json.loads(results.read_text(encoding="utf-8")) if label and results.exists() else []:
+        if known["system"] != label:
+            continue
+        if _shape(known) != _shape(line):
             raise SystemExit(f"--label={label}: {results} has other lines of this name; take another")
+        shared = sorted(_networks(known) & _networks(line))
+        if shared and _networks(known) != _networks(line):
+            raise SystemExit(
+                f"--label={label} has a line of the networks {known['seed']}, and {' and '.join(shared)} cannot be in "
+                "another: lines of a label are seeds of one figure; take seeds beside those"
+            )
+
+
+def _networks(line: Line) -> set[str]:
+    return set(str(line["seed"]).split("+"))
+
+
+def _shape(line: Line) -> tuple[Any, ...]:
+    return line.get("weights"), line.get("together"), len(_networks(line))
 
 
 def key(line: Line) -> tuple[Any, ...]:

@@ -135,7 +135,11 @@ def _handed_on(config: RunConfig, *, averaged: bool) -> RunConfig:
         config,
         data=replace(data, path=NO_PLACE if data.path else ""),
         tokenizer=replace(config.tokenizer, model=""),
-        training=replace(config.training, init_from=NO_PLACE if config.training.init_from else ""),
+        training=replace(
+            config.training,
+            init_from=NO_PLACE if config.training.init_from else "",
+            teachers=NO_PLACE if config.training.teachers else "",
+        ),
         sampling=replace(config.sampling, ema=averaged),
     )
 

@@ -88,6 +88,7 @@ def _training(config: RunConfig, step: int, averaged: bool) -> list[str]:
         "steps": f"{step:,} of {t.batch_size:,} rows",
         "data": f"source {config.data.source!r}, normalised by {config.data.normalize!r}",
         "started from": "pretrained weights, whose terms apply too" if t.init_from else "random weights",
+        "learned from": "its data, and trained models, whose terms apply too" if t.teachers else "its data",
         "tokens": f"{config.tokenizer.kind}, at most {config.tokenizer.vocab_size:,}",
         "noise": "none" if p.kind == "autoregressive" else f"{p.schedule} schedule",
         "optimizer": f"AdamW, {o.learning_rate:g} ({o.schedule}), weight decay {o.weight_decay:g}",

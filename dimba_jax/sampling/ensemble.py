@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,13 @@ from dimba_jax.sampling.load import LoadedModel, load
 def with_others(
     model: LoadedModel, named: str | Path, others: Sequence[str | Path], *, ema: bool | None = None
 ) -> LoadedModel:
-    """A model (loaded from `named`) and those of other workdirs, each with its latest checkpoint, as one.
-
-    Its config and process are the first model's, its denoiser an `Ensemble`.
+    """A model (loaded from `named`) and those of other workdirs, each with its latest checkpoint, as one (`together`).
 
     Args:
       ema: as for `load`, of the others.
 
     Raises:
-      ConfigError: no other is named, a model is named twice, is not masked or has blocks, or does not read and write
-        what the first does.
+      ConfigError: no other is named, one is named twice, or as `together`.
       FileNotFoundError, CheckpointError: as `load`.
     """
     if not others:
@@ -34,13 +31,22 @@ def with_others(
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise ConfigError(f"{others[i - 1]} is named twice: an ensemble is of different models")
-    loaded = [model, *(load(path, ema=ema) for path in others)]
-    for path, one in zip((named, *others), loaded, strict=True):
-        check_alike(one, path, model.config, model.tokenizer, str(named))
+    return together({str(named): model} | {str(path): load(path, ema=ema) for path in others})
+
+
+def together(models: Mapping[str, LoadedModel]) -> LoadedModel:
+    """Loaded models by name as one. Its config, process and step are the first one's, its denoiser an `Ensemble`.
+
+    Raises:
+      ConfigError: a model is not masked, has blocks, or does not read and write what the first does.
+    """
+    (named, model), *others = models.items()
+    for name, one in models.items():
+        check_alike(one, name, model.config, model.tokenizer, named)
     return dataclasses.replace(
         model,
-        denoiser=Ensemble([one.denoiser for one in loaded]),
-        others=tuple((str(path), one.step) for path, one in zip(others, loaded[1:], strict=True)),
+        denoiser=Ensemble([one.denoiser for one in models.values()]),
+        others=tuple((name, one.step) for name, one in others),
     )
 
 
@@ -74,4 +80,5 @@ def _read(config: RunConfig) -> dict[str, Any]:
         "data.source_length": data.source_length, "data.target_length": data.target_length,
         "data.normalize": data.normalize, "process.kind": process.kind, "process.schedule": process.schedule,
         "process.condition_dropout > 0": process.condition_dropout > 0,
+        "data.text.layout": data.text.layout if data.source == "text" else None,
     }  # fmt: skip

@@ -24,7 +24,7 @@ DESCRIPTION = ("arrays", "config", "tokenizer")  # the small parts of a checkpoi
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """All that sampling needs. The config is the one of the training run."""
+    """All that sampling needs. The config is the one of the training run, of an ensemble the first network's."""
 
     denoiser: Any  # a Denoiser, or for a process on tokens a TokenDenoiser or an Ensemble of them
     process: Any  # with the bins of a learned schedule

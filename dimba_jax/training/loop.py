@@ -88,7 +88,7 @@ def _run_steps(
     report.clock.reset()
     for step in range(run.start + 1, training.steps + 1):
         batch, rows = run.feed.take()
-        run.state, said = train_step(run.state, batch, run.base_key, run.teacher)
+        run.state, said = train_step(run.state, batch, run.base_key, run.taught.teacher)
         run.feed.prefetch()
         watch.add(step, rows, said)
         run.checkpoints.raise_failure()
@@ -118,7 +118,7 @@ def _compile(run: Run) -> Compiled:
     """The step's program. Compiled ahead, so that progress and speed are those of steps alone."""
     train_step = make_train_step(run.graphdef, run.optimizer, run.config, parallel.placement(run.mesh, run.state))
     with kernels_asked_for(run.config):
-        lowered = train_step.lower(run.state, run.feed.ahead(), run.base_key, run.teacher)
+        lowered = train_step.lower(run.state, run.feed.ahead(), run.base_key, run.taught.teacher)
     return lowered.compile()
 
 

@@ -15,7 +15,8 @@ from dimba_jax.environment import environment
 RUN_FILE = "run.json"
 
 # Settings that a run may change when it goes on: none of them alters what has been learned so far or what
-# the stored arrays mean. A group's name stands for all of it; paths because a workdir may move machines.
+# the stored arrays mean. A group's name stands for all of it; paths because a workdir may move machines (teachers are
+# compared by what is in them).
 MAY_CHANGE = (
     "name", "sampling", "mesh", "model.implementation",
     "training.steps", "training.log_every", "training.sample_every", "training.checkpoint_every",

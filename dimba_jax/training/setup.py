@@ -21,14 +21,13 @@ from dimba_jax.data.pipeline import train_iterator
 from dimba_jax.data.rows import Rows, encode_split
 from dimba_jax.data.tokenizers import Tokenizer, check_kept, make_tokenizer, tokenizer_from_dict
 from dimba_jax.diffusion import make_process, make_timestep_sampler
-from dimba_jax.diffusion.passes import Teacher
 from dimba_jax.models.build import abstract_denoiser, check_implementation, make_denoiser
 from dimba_jax.training.feed import Feed
 from dimba_jax.training.figures import Usual
 from dimba_jax.training.optimizer import make_optimizer
 from dimba_jax.training.record import check_unchanged
 from dimba_jax.training.state import TrainState
-from dimba_jax.training.teachers import load_teachers
+from dimba_jax.training.teachers import Taught, load_teachers
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Run:
     usual: Usual  # losses of late
     start: int  # steps done before: 0, or the step it was restored from
     base_key: PRNGKeyArray  # of all draws of training
-    teacher: Teacher | None  # what is learned from beside the data
+    taught: Taught  # what is learned from beside the data
 
     def save(self, step: int) -> None:
         """Writes a checkpoint of the present state, in the background."""
@@ -56,7 +55,7 @@ class Run:
             step,
             self.state.parts(),
             # one place for all processes, whatever their number; and losses, so that a spike is one after a restart too
-            data_state={"place": self.feed.state(), "losses": list(self.usual.losses)},
+            data_state={"place": self.feed.state(), "losses": list(self.usual.losses), "taught_by": self.taught.by},
             config=to_dict(self.config),
             tokenizer=self.tokenizer.to_dict(),
         )
@@ -67,7 +66,7 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
 
     Raises:
       ConfigError: the batch, mesh or kernels do not fit the devices, the checkpoint has other settings, or a teacher is
-        missing or of other rows.
+        missing, of other rows or another than before.
       DataError: the data cannot be used.
       CheckpointError: the checkpoint's arrays are another model's, or a teacher's are damaged.
     """
@@ -88,7 +87,6 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         check_unchanged(checkpoints.read_config(step), config, workdir)
         tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(step))
         check_kept(config, tokenizer)
-    teacher = load_teachers(config, tokenizer, mesh)
     # read before hours of training rather than after them
     valid_rows = encode_split(config.data, tokenizer, "valid")[0]
     source = train_iterator(config.data, tokenizer, rows, config.seed, jax.process_index(), jax.process_count())
@@ -96,7 +94,7 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
     optimizer = make_optimizer(config.optimizer, config.training.steps)
     init_key, base_key = jax.random.split(jax.random.key(config.seed))
 
-    losses = []
+    losses, before = [], None
     init = fresh_state(config, tokenizer.vocab_size, optimizer)
     abstract = jax.eval_shape(init, init_key)
     where = parallel.placement(mesh, abstract)
@@ -115,7 +113,9 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         state = target.with_parts(checkpoints.restore(step, target.parts()))
         data_state = checkpoints.read_data_state(step)
         source.set_state(data_state["place"])
-        losses = data_state["losses"]
+        losses, before = data_state["losses"], data_state.get("taught_by")
+    done = step is not None and step >= config.training.steps
+    taught = Taught(None, before) if done else load_teachers(config, tokenizer, mesh, workdir, before)
     return Run(
         config=config,
         workdir=workdir,
@@ -130,7 +130,7 @@ def prepare(config: RunConfig, workdir: Path) -> Run:
         usual=Usual(losses),
         start=step or 0,
         base_key=base_key,
-        teacher=teacher,
+        taught=taught,
     )
 
 

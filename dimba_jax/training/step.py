@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from dimba_jax.config import RunConfig
+from dimba_jax.config import ConfigError, RunConfig
 from dimba_jax.diffusion.objective import counted, reduce
 from dimba_jax.diffusion.passes import PASSES, Batch, RowDraws, StepDraws, Teacher, draw
 from dimba_jax.diffusion.process import Process
@@ -108,12 +108,21 @@ def make_train_step(
     Its key is fold_in(base key, state.step), so a resumed run draws what an unbroken one draws. Where the loss or the
     gradient is not finite the state stays as it is, but for `step`, which draws anew, and the counts of skipped steps.
     The report is for the host to look at in passing; figures gather in `state.totals` and are read when they are
-    logged. `placement` is where the state lies and stays (`parallel.placement`); None leaves it to XLA.
+    logged. `placement` is where the state lies and stays (`parallel.placement`); None leaves it to XLA. The teacher is
+    what a share `config.process.distillation` of the loss is of.
+
+    Raises:
+      ConfigError: when it is traced, of a share without a teacher: such a step would be another one.
     """
 
     def train_step(
         state: TrainState, batch: Batch, base_key: PRNGKeyArray, teacher: Teacher | None = None
     ) -> tuple[TrainState, StepReport]:
+        if (teacher is not None) != (config.process.distillation > 0):
+            raise ConfigError(
+                f"config.process.distillation={config.process.distillation}: a step has teachers where training loads "
+                "them, and where the share is above 0; set 0 here"
+            )
         key = jax.random.fold_in(base_key, state.step)
         draws = draw(key, state.timesteps, state.process, batch["tokens"].shape[0], config)
         loss, rows, grads = whole_batch_gradient(state.params, graphdef, state.process, batch, draws, config, teacher)
@@ -153,7 +162,7 @@ def make_train_step(
 def make_valid_step(
     graphdef: nnx.GraphDef, config: RunConfig
 ) -> Callable[[PyTree, Process, Batch, PRNGKeyArray], RowFigures]:
-    """The jitted (params, process, batch, key) -> figures of the rows, summed over the batch.
+    """The jitted (params, process, batch, key) -> figures of the rows, summed over the batch; of the data alone.
 
     No dropout, of activations or of the condition, and no anchors, times stratified over the batch whatever training
     draws, and a learned schedule at rest, so that losses of two checkpoints can be compared.

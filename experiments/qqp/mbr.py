@@ -7,7 +7,8 @@ Each of the trainings has been scored before, by `run.py --score_only --mbr=10` 
 leaves ten samples of each row in WORK/SYSTEM-SEED and a line in results.json; samples that do not have that line's BLEU
 are refused. --gain=ibleu takes the sample whose iBLEU against the others is the greatest, in place of BLEU. Of several
 trainings one sample of each is taken in turn, as many as --mbr says: of two networks five each. Parameters and minutes
-of training are then the sums of those of the networks; network calls are those of one sample times the samples.
+of training are then the sums of those of the networks (what several learned from counts once); network calls are those
+of one sample times the samples.
 Pools of one label share no network: they are seeds of one figure. After run.py has drawn samples anew, lines of the old
 ones stay until this is run again.
 """
@@ -17,12 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from run import SYSTEMS, workdir_of
-from seq2seq import numbers, samples_file
+from seq2seq import WALL, numbers, samples_file, spent, trainings
 from seq2seq_lines import Line, check_label, keep, lines_of
 from seq2seq_tables import read
 
@@ -32,20 +34,21 @@ from dimba_jax.evals.report import make_report, score_rows
 from dimba_jax.sampling.mbr import GAINS
 
 SAME = ("objective", "backbone", "device", "train_steps", "sampling", "steps", "split", "curve")  # of all networks
-SUMS = ("params", "train_minutes")
 
 
 def main() -> None:
     options = parse()
-    check_label(options.results, options.label, options.system, len(options.seeds))
+    several = {"weights": options.system, "seed": "+".join(map(str, options.seeds)), "together": "samples"}
+    check_label(options.results, options.label, several)
     drawn, lines = [], []
     for seed in options.seeds:
         drawn.append(samples(options, seed))
         lines.append(network(options, seed, drawn[-1]))
     common = joined(lines)
     if options.label:
-        check_apart(options, common)
-        common |= {"system": options.label, "weights": options.system, "seed": "+".join(map(str, options.seeds))}
+        check_alike(options, common)
+        common |= {"system": options.label} | several
+        common["train_minutes"] = round(sum(sum(spent(path)) for path in timed(workdirs(options))) / 60, 2)
     try:
         records = pooled(drawn, [f"the file of seed {seed}" for seed in options.seeds], options.mbr)
     except DataError as error:
@@ -144,25 +147,40 @@ def joined(lines: list[Line]) -> Line:
         if any(line[name] != lines[0][name] for line in lines):
             found = " and ".join(str(line[name]) for line in lines)
             raise SystemExit(f"{name} is {found}: pool networks that were trained and sampled alike")
-    sums = {name: round(sum(line[name] for line in lines), 2) for name in SUMS}
-    return {name: lines[0][name] for name in (*SAME, "system", "seed")} | sums
+    kept = {name: lines[0][name] for name in (*SAME, "system", "seed", "train_minutes")}
+    taught_by = sorted({name for line in lines for name in line.get("teachers", [])})
+    return kept | {"params": sum(line["params"] for line in lines)} | ({"teachers": taught_by} if taught_by else {})
 
 
-def check_apart(options: argparse.Namespace, common: Line) -> None:
+def check_alike(options: argparse.Namespace, common: Line) -> None:
     """Beside other pools of the label this one is a seed of the same figure.
 
     Raises:
-      SystemExit: one of them shares a network with it, or was trained or sampled in another way.
+      SystemExit: one of them was trained or sampled in another way.
     """
     for line in read(options.results):
         if line["system"] != options.label or line["mbr"] != options.mbr or line["split"] != options.split:
             continue
-        seeds = {int(seed) for seed in line["seed"].split("+")}
-        if seeds != set(options.seeds) and seeds & set(options.seeds):
-            raise SystemExit(f"--label={options.label} has a pool of seeds {line['seed']}: take seeds beside those")
         for name in SAME:
             if line[name] != common[name]:
                 raise SystemExit(f"--label={options.label} has a pool with {name} {line[name]}: take another label")
+
+
+def timed(workdirs: Sequence[Path]) -> list[Path]:
+    """All trainings behind some networks.
+
+    Raises:
+      SystemExit: the minutes of one are not known.
+    """
+    found = trainings(workdirs)
+    for path in found:
+        if not (path / WALL).exists():
+            raise SystemExit(f"{path} has no {WALL}, which run.py leaves: train it with run.py")
+    return found
+
+
+def workdirs(options: argparse.Namespace) -> list[Path]:
+    return [workdir_of(options.system, options.work, seed) for seed in options.seeds]
 
 
 if __name__ == "__main__":

@@ -3,11 +3,15 @@
     python experiments/qqp/run.py --data=DIR --work=runs --system=DiffuMamba
     python experiments/qqp/run.py --data=DIR --work=runs --system=DIMBA --seed=1 --minutes=9   # goes on when run again
     python experiments/qqp/run.py --data=DIR --work=runs --system=DiffuMamba --calls=2,4,8,16   # after training
+    python experiments/qqp/run.py --data=DIR --work=runs --system="DiffuMamba-H distilled" --teachers=3,4
+    python experiments/qqp/run.py --data=DIR --work=runs --system=DiffuMamba-H --seed=3 --with_seeds=4 --score_only \\
+        --label="DiffuMamba-H, mean of two"   # a step is a network call of each
 
 DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a recipe of configs/, whose sampling settings
 were chosen on the validation split. Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is
 told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
-start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too).
+start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too), and
+those of the networks it learned from.
 All samples of a row are kept in the workdir (mbr.py and `evaluate --samples` read them), but for those of --calls,
 --label or --limit.
 --calls scores one sample for each number of sampling steps, --score_only what is trained already; with --label their
@@ -18,12 +22,15 @@ a second are those of one sample each in a second round, whose programs are comp
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq import System, numbers, parse, parser, score, train
+from seq2seq import System, numbers, parse, parser, score, teachers, train
+
+from dimba_jax.errors import UserError
 
 SYSTEMS = {
     "MambaDiff": System("mambadiff_qqp", "gaussian", "Mamba"),
@@ -54,23 +61,40 @@ def main() -> None:
     flags.add_argument("--with_seeds", type=numbers, default=[], help="of the networks that write with this one's")
     flags.add_argument("--teachers", type=numbers, default=[], help=f"seeds of {TEACHER} that {DISTILLED} learns from")
     options = parse(flags, Path(__file__).parent / "results.json", SYSTEMS)
-    if options.with_seeds and not options.label:
-        flags.error("--with_seeds scores several networks: add --label=NAME")
-    learns = options.system == DISTILLED and not (options.score_only or options.calls)
-    if bool(options.teachers) != learns:
-        flags.error(f"--teachers is for training {DISTILLED}, which needs it")
+    check(flags, options)
     system = SYSTEMS[options.system]
     workdir = workdir_of(options.system, options.work, options.seed)
     taught = []
-    if learns:
-        of = ",".join(str(workdir_of(TEACHER, options.work, seed)) for seed in options.teachers)
-        taught = [f"--config.training.teachers={of}", f"--config.process.distillation={SHARE}"]
+    if options.teachers:
+        of = [workdir_of(TEACHER, options.work, seed).resolve() for seed in options.teachers]
+        taught = [f"--config.training.teachers={','.join(map(str, of))}", f"--config.process.distillation={SHARE}"]
+        if (workdir / "run.json").exists() and {path.name for path in teachers(workdir)} != {path.name for path in of}:
+            raise SystemExit(f"{workdir} holds a student of other teachers: take another --seed")
     train(system, workdir, options, taught)
     names = {"system": options.system}
+    seeds = sorted([options.seed, *options.with_seeds])
     if options.with_seeds:
-        names["seed"] = "+".join(map(str, [options.seed, *options.with_seeds]))
-    others = [workdir_of(options.system, options.work, seed) for seed in options.with_seeds]
-    score(system, workdir, options, names, others=others)
+        names |= {"seed": "+".join(map(str, seeds)), "together": "distributions"}
+    first, *others = [workdir_of(options.system, options.work, seed) for seed in seeds]
+    try:
+        score(system, first, options, names, others=others)
+    except (UserError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def check(flags: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuses flags that do not go together."""
+    if options.with_seeds and not options.label:
+        flags.error("--with_seeds scores several networks: add --label=NAME")
+    for name, seeds in (("with_seeds", [options.seed, *options.with_seeds]), ("teachers", options.teachers)):
+        if len(set(seeds)) < len(seeds):
+            flags.error(f"--{name}: a network is named twice; name each once")
+    learns = options.system == DISTILLED and not (options.score_only or options.calls)
+    if bool(options.teachers) != learns:
+        flags.error(f"--teachers is for training {DISTILLED}, which needs it")
+    for name in ("--config.training.teachers", "--config.process.distillation"):
+        if any(setting.partition("=")[0] == name for setting in options.settings):
+            flags.error(f"{name} would be another system under this one's name: use --system='{DISTILLED}' --teachers")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ def kept(tmp_path):
     for seed, own in enumerate(("are you well now ?", "are you well again ?", source)):
         folder = tmp_path / f"DiffuTran-{seed}"
         folder.mkdir()
+        (folder / "wall.json").write_text("[60.0, 30.0]")
         records = make_records(examples, [(unlike[seed], own, own, source)] * 2, [], 2)
         (folder / "samples_test_4.examples.jsonl").write_text("".join(record_line(r) + "\n" for r in records))
         figures = make_report(score_rows(records, [4]), "test")["systems"]["model_mbr4"]
@@ -84,7 +85,7 @@ def test_other_choices_among_kept_samples(kept, study, choose):
         (["--seeds=0,3", "--label=new"], "samples_test_4.examples.jsonl: no such file; score it with run.py --system="),
         (["--seeds=0", "--gain=ibleu", "--split=valid"], "--seed=0 --split=valid --score_only --mbr=4 and the flags"),
         (["--seeds=0,1,2", "--label=two"], "other lines of this name"),
-        (["--seeds=1,2", "--label=two"], "has a pool of seeds 0+1"),
+        (["--seeds=1,2", "--label=two"], "has a line of the networks 0+1, and 1 cannot"),
     ):
         assert message in choose(*flags)
     assert json.loads(results.read_text()) == lines
@@ -107,11 +108,16 @@ def test_choices_that_are_refused(kept, choose):
     refused("bleu of the kept samples is 1.0, of the line", {"bleu": 0.5}, seed=0)
     refused("rows of the kept samples is 2, of the line", {"rows": 3}, seed=0)
     refused("has no line of DiffuTran, seed 1, test split, MBR over 4", {"system": "other"}, seed=1)
-    pool = before[4] | {"system": "two", "weights": "DiffuTran", "seed": "2+3"}
+    pool = before[4] | {"system": "two", "weights": "DiffuTran", "seed": "2+3", "together": "samples"}
     refused("other lines of this name", {}, [pool | {"weights": "DIMBA"}])
     refused("other lines of this name", {}, [pool | {"seed": 2}])
+    refused("other lines of this name", {}, [pool | {"together": "distributions"}])
     refused("has a pool with train_steps 9", {}, [pool | {"train_steps": 9}])
     results.write_text(json.dumps(before))
+    wall = kept / "DiffuTran-0" / "wall.json"
+    wall.rename(kept / "away")
+    assert "DiffuTran-0 has no wall.json" in choose("--seeds=0,1", "--label=two")
+    (kept / "away").rename(wall)
     path = kept / "DiffuTran-1" / "samples_test_4.examples.jsonl"
     drawn = read_records(path)
     for change, message in (
@@ -167,10 +173,14 @@ def test_choices_side_by_side(kept, study, monkeypatch, capsys):
 
 def test_a_label_stands_for_one_thing(tmp_path, study):
     lines, path = study("qqp", "seq2seq_lines"), tmp_path / "results.json"
-    lines.check_label(path, "two", "DIMBA")  # no results yet
-    path.write_text(json.dumps([{"system": "two", "weights": "DIMBA", "seed": "0+1"}]))
-    lines.check_label(path, "two", "DIMBA", 2)
-    lines.check_label(path, None, "DIMBA")
-    for system, networks in (("DIMBA", 1), ("DIMBA", 3), ("MambaDiff", 2)):
+    line = {"weights": "DIMBA", "seed": "0+1", "together": "samples"}
+    lines.check_label(path, "two", line)  # no results yet
+    path.write_text(json.dumps([line | {"system": "two"}]))
+    lines.check_label(path, "two", line)
+    lines.check_label(path, "two", line | {"seed": "2+3"})
+    lines.check_label(path, None, line | {"weights": "MambaDiff"})
+    for other in ({"seed": 0}, {"seed": "0+1+2"}, {"weights": "MambaDiff"}, {"together": "distributions"}):
         with pytest.raises(SystemExit, match="--label=two: .* has other lines"):
-            lines.check_label(path, "two", system, networks)
+            lines.check_label(path, "two", line | other)
+    with pytest.raises(SystemExit, match=r"line of the networks 0\+1, and 1 cannot be in another"):
+        lines.check_label(path, "two", line | {"seed": "1+2"})

@@ -76,7 +76,7 @@ def leaves(network):
 
 def test_a_run_on_eight_devices_is_that_on_one(place, tmp_path):
     config = run_config(place, [place / "a", place / "b"], mesh={"data": 4, "fsdp": 2})
-    teacher = load_teachers(config, ByteTokenizer(), parallel.make_mesh(config.mesh))
+    teacher = load_teachers(config, ByteTokenizer(), parallel.make_mesh(config.mesh), tmp_path / "run").teacher
     assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(teacher.params))
     train(config, tmp_path / "run")
     losses = figures(place / "whole")
@@ -99,6 +99,30 @@ def test_a_run_goes_on_with_its_teachers_wherever_they_are(place, tmp_path):
     for a, b in zip(parameters(tmp_path / "run"), parameters(place / "whole"), strict=True):
         np.testing.assert_array_equal(a, b)
     assert figures(tmp_path / "run") == figures(place / "whole")
+
+
+def test_a_run_goes_on_with_what_it_learned_from(place, tmp_path, capsys):
+    """A teacher that has been trained on since is read at its old step; another one, or fewer, are refused."""
+    for name in "ab":
+        shutil.copytree(place / name, tmp_path / name)
+    teachers = [tmp_path / "a", tmp_path / "b"]
+    one_device(place, run_config(place, teachers, steps=2), tmp_path / "run")
+    assert f"learning from {teachers[0]}, step 3 of 1" in capsys.readouterr().err
+    save_model(tmp_path / "a", saved_config(), seed=7, step=9)
+    one_device(place, run_config(place, teachers, steps=3), tmp_path / "run")
+    assert figures(tmp_path / "run")[:3] == figures(place / "whole")[:3]
+    save_model(tmp_path / "other", saved_config(), seed=7, step=3)
+    for named, message in (
+        ([tmp_path / "other", teachers[1]], "these are not the networks that this run has learned from"),
+        (teachers[:1], "has learned from 2 teachers up to now"),
+        ([tmp_path / "run", teachers[1]], "is the workdir of this run, which cannot learn from itself"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            one_device(place, run_config(place, named), tmp_path / "run")
+    for name in "ab":
+        shutil.rmtree(tmp_path / name)
+    one_device(place, run_config(place, teachers, steps=3), tmp_path / "run")  # nothing to train, nobody to learn from
+    assert "nothing to train" in capsys.readouterr().err
 
 
 def test_teachers_are_learned_from(place, tmp_path):
@@ -130,7 +154,9 @@ def test_a_distilled_model_needs_no_teacher(place, tmp_path):
 def test_the_mean_of_the_teachers_averaged_parameters_teaches(place):
     """Each as its own config samples: with averaged parameters unless that says otherwise; of its latest step."""
     mesh = parallel.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    teacher = load_teachers(run_config(place, [f" {place / 'b'}", f"{place / 'a'} "]), ByteTokenizer(), mesh)
+    config = run_config(place, [f" {place / 'b'}", f"{place / 'a'} "])
+    teacher, by = load_teachers(config, ByteTokenizer(), mesh, place / "run")
+    assert by["steps"] == [1, 3]
     networks = nnx.merge(teacher.graph, teacher.params).networks
     for name, found in zip("ba", networks, strict=True):
         for leaf, wanted, other in zip(
@@ -139,7 +165,7 @@ def test_the_mean_of_the_teachers_averaged_parameters_teaches(place):
             np.testing.assert_array_equal(leaf, wanted)
             assert (leaf != other).any()
     plain = run_config(place, [], process={"distillation": 0.0}, training={"teachers": ""})
-    assert load_teachers(plain, ByteTokenizer(), mesh) is None
+    assert load_teachers(plain, ByteTokenizer(), mesh, place / "run") == (None, None)
 
 
 @pytest.mark.parametrize(

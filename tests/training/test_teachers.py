@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from dimba_jax.config import ConfigError
 from dimba_jax.diffusion.passes import Teacher, draw
 from dimba_jax.diffusion.passes.masked import visible_positions
 from dimba_jax.models.build import make_denoiser
@@ -84,7 +85,12 @@ def test_a_step_by_hand(configs, parts, batches, base_key, lively):
     assert float(report.loss) == pytest.approx((1 - SHARE) * wanted[0] + SHARE * wanted[1], rel=1e-4)
     assert abs(wanted[0] - wanted[1]) > 0.1 * wanted[0]
 
-    assert float(move(tiny, batch, base_key)[2].loss) == pytest.approx(wanted[0], rel=1e-4)
+    with pytest.raises(ConfigError, match=f"config.process.distillation={SHARE}: a step has teachers where training"):
+        move(tiny, batch, base_key)
+    plain = parts(configs(**groups_of(share=0.0, dropout=0.3)))
+    assert float(move(plain, batch, base_key)[2].loss) == pytest.approx(wanted[0], rel=1e-4)
+    with pytest.raises(ConfigError, match="config.process.distillation=0.0"):
+        move(plain, batch, base_key, teacher)
     rows = ((1 - SHARE) * weight * own + SHARE * weight * soft).mean(axis=1)
     np.testing.assert_allclose(report.row_loss, rows, rtol=1e-4)
 
@@ -154,15 +160,28 @@ def test_figures_of_the_data_know_no_teacher(configs, parts, batches, base_key, 
 
 
 def test_learning_from_a_teacher_alone_finds_its_distribution(configs, parts, batches, base_key, lively):
-    """Of one batch the loss comes down to the entropy of the teacher, which no other distribution reaches."""
+    """Of fixed masks the loss comes down to the entropy of the teacher, which no other distribution reaches."""
     groups = groups_of(share=1.0) | {"optimizer": {"learning_rate": 1e-2}}
     groups["process"] = groups["process"] | {"condition_dropout": 0.0}
     config = configs(**groups)
-    tiny = parts(config)
+    tiny, batch = parts(config), batches()
     teacher, _ = lively(config)
-    state, batch = jax.tree.map(jnp.copy, tiny.state), batches()
-    losses = []
+    draws = draw(base_key, tiny.state.timesteps, tiny.state.process, 8, config)
+    t = jnp.broadcast_to(draws.rows.t[:, None], batch["tokens"].shape)
+    noised = tiny.state.process.corrupt(draws.rows.noise, batch["tokens"], t, batch["target"])
+    together = nnx.merge(teacher.graph, teacher.params)
+    logs = together(noised.tokens, draws.rows.t, visible=visible_positions(batch, None), first=SOURCE)
+    weight = np.where(noised.masked, 1 - np.asarray(t) + 1 / 20, 0.0)[:, SOURCE:]
+    entropy = float((weight * -(np.exp(logs) * np.asarray(logs)).sum(axis=-1)).mean())
+
+    @jax.jit
+    def loss(params):
+        total = jnp.float32(weight.size)
+        return batch_loss(params, tiny.graphdef, tiny.state.process, batch, draws, total, config, teacher)[0]
+
+    state = jax.tree.map(jnp.copy, tiny.state)
+    before = float(loss(state.params)) - entropy
     for _ in range(120):
-        state, report = tiny.step(state, batch, base_key, teacher)
-        losses.append(float(report.loss))
-    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+        state, _ = tiny.step(state, batch, base_key, teacher)
+    after = float(loss(state.params)) - entropy
+    assert 0 < after < 0.5 * before, (before, after, entropy)
