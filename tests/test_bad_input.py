@@ -65,6 +65,7 @@ def place(tmp_path_factory) -> Path:
     (place / "pieces.model").write_bytes(train_sentencepiece(texts, 40))
     pieces = SentencePieceTokenizer((place / "pieces.model").read_bytes())
     save_untrained(place / "run")
+    save_untrained(place / "again")
     save_untrained(place / "later", model={"novelty": 1})
     save_untrained(place / "other", model={"d_model": 16})
     save_untrained(place / "odd", model={"head_dim": 3})
@@ -158,6 +159,17 @@ CASES = [
     ("sample", ["--checkpoint=nokind", "--prompt=q"], "tokenizer is of kind None: expected 'sentencepiece' or 'bytes'"),
     ("evaluate", ["--checkpoint=newer", "--output=out.jsonl"], "install the version that wrote it"),
     ("strip", ["--checkpoint=newer", "--output=out.png"], "install the version that wrote it"),
+    # several models
+    ("train", [*TRAIN, "--config.training.teachers=run"], "config.training.teachers='run' go together: a share above"),
+    ("train", [*TRAIN, "--config.process.distillation=0.5", "--config.training.teachers=run"],
+     "process.kind='gaussian' does not read it"),
+    ("sample", [*SAMPLE, "--ensemble=run"], "run is named twice: an ensemble is of different models"),
+    ("sample", [*SAMPLE, "--ensemble=none"], "none holds no checkpoint: train one with"),
+    ("sample", [*SAMPLE, "--ensemble=newer"], "install the version that wrote it"),
+    ("sample", [*SAMPLE, "--ensemble="], "an ensemble needs further models: name their workdirs"),
+    ("sample", [*SAMPLE, "--ensemble=again"], "run (gaussian): distributions are averaged and learned from over whole"),
+    ("evaluate", [*EVALUATE, "--ensemble=again"], "run (gaussian): distributions are averaged and learned from over"),
+    ("evaluate", [*EVALUATE, "--ensemble=none"], "none holds no checkpoint: train one with"),
     # prompts
     ("sample", ["--checkpoint=run", "--prompt="], "--prompt is empty: give it some text"),
     ("sample", ["--checkpoint=run", "--prompt= \t"], "--prompt is empty: give it some text"),
