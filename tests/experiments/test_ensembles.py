@@ -105,6 +105,29 @@ def test_networks_are_named_and_trained_to_the_end(tmp_path, run, trained):
     assert not (tmp_path / "results.json").exists() and not run.started
 
 
+def test_networks_of_one_line_were_trained_alike_and_are_in_one_line_alone(tmp_path, run, trained):
+    for flags, message in (
+        (["--with_seeds=3"], "--with_seeds: a network is named twice"),
+        (["--with_seeds=4,4"], "--with_seeds: a network is named twice"),
+    ):
+        status, said = run(*SEED, *flags, "--label=two")
+        assert status == 2 and message in said
+    status, said = run(*SEED, "--with_seeds=99", "--label=two")
+    assert "DiffuTran-99 holds no checkpoint" in str(status)
+    finished(trained / "runs" / "DiffuTran-6", [1.0], process={"label_smoothing": 0.1})
+    status, said = run(*SEED, "--with_seeds=6", "--label=two")
+    assert "was not trained as" in str(status) and "DiffuTran-3 was" in str(status)
+    assert not (tmp_path / "results.json").exists()
+
+    assert run(*SEED, "--with_seeds=4", "--label=two")[0] == 0
+    status, said = run(*SEED, "--with_seeds=5", "--label=two")
+    assert "line of the networks 3+4, and 3 cannot be in another" in str(status)
+    before = (tmp_path / "results.json").read_text()
+    assert run("--system=DiffuTran", "--score_only", "--seed=4", "--with_seeds=3", "--label=two")[0] == 0
+    assert len(json.loads((tmp_path / "results.json").read_text())) == len(json.loads(before))
+    assert lines_of(tmp_path, "two")["all"]["together"] == "distributions"
+
+
 STUDENT = "--system=DiffuMamba-H distilled"
 
 
@@ -117,6 +140,11 @@ def test_teachers_are_for_training_the_student_alone(tmp_path, run):
     ):
         status, said = run(*flags)
         assert status == 2 and "--teachers is for training DiffuMamba-H distilled, which needs it" in said
+    status, said = run(STUDENT, "--teachers=0,0")
+    assert status == 2 and "--teachers: a network is named twice" in said
+    for flag in ("--config.training.teachers=a", "--config.process.distillation=0.5"):
+        status, said = run("--system=DiffuMamba-H", flag)
+        assert status == 2 and "would be another system under this one's name" in said
     assert not run.started and not (tmp_path / "results.json").exists()
 
 
@@ -144,6 +172,9 @@ def test_a_student_learns_from_its_teachers_and_costs_their_minutes_too(tmp_path
     assert student.training.teachers == teachers and student.process.distillation == 0.5
 
     line = lines_of(tmp_path, "DiffuMamba-H distilled")["all"]
+    assert line["teachers"] == ["DiffuMamba-H-0", "DiffuMamba-H-2"]
+    status, said = run(STUDENT, "--seed=1", "--teachers=0,7", work=work)
+    assert "DiffuMamba-H_distilled-1 holds a student of other teachers" in str(status) and len(run.started) == 1
     assert line["train_minutes"] == 10.0 + 1.5 + 3.5 and (line["seed"], line["network_calls"]) == (1, 2)
     status, said = run("--system=DiffuMamba-H", "--seed=2", "--score_only", work=work)
     assert status == 0, said
@@ -158,3 +189,10 @@ def test_a_student_learns_from_its_teachers_and_costs_their_minutes_too(tmp_path
     assert status == 0, said
     pair = lines_of(tmp_path, "pair")["all"]
     assert pair["train_minutes"] == 2 * 10.0 + 1.5 + 3.5 + 5.0  # each training once
+    moved = tmp_path / "moved"
+    work.rename(moved)
+    assert run(STUDENT, "--seed=1", "--score_only", work=moved)[0] == 0
+    assert lines_of(tmp_path, "DiffuMamba-H distilled")["all"]["train_minutes"] == 15.0
+    (moved / "DiffuMamba-H-2").rename(tmp_path / "away")
+    status, said = run(STUDENT, "--seed=1", "--score_only", work=moved)
+    assert "DiffuMamba-H-2, whose wall.json is not there" in str(status)

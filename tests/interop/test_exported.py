@@ -164,6 +164,28 @@ def test_the_card_tells_of_pretrained_weights(tmp_path):
         assert "pretrained weights, whose terms apply too" in text and "somebody" not in text
 
 
+def test_the_card_tells_of_teachers(tmp_path):
+    """Their terms apply, too; and where they lay stays on the machine they taught on."""
+    values = to_dict(MASKED)
+    values["training"] |= {"teachers": "/home/somebody/a,/home/somebody/b"}
+    values["process"] |= {"distillation": 0.5}
+    saved(tmp_path / "run", from_config_dict(values), ByteTokenizer())
+    for source, place in (("run", "model"), ("model", "again")):
+        assert run(f"--checkpoint={tmp_path / source}", f"--output={tmp_path / place}") == 0
+        text = (tmp_path / place / "README.md").read_text()
+        assert "| learned from | its data, and trained models, whose terms apply too |" in text
+        assert all(b"somebody" not in path.read_bytes() for path in (tmp_path / place).iterdir())
+    assert load(tmp_path / "again").config.process.distillation == 0.5
+
+
+def test_scores_of_several_models_are_not_on_the_card_of_one(masked, tmp_path, capsys):
+    report = {"metadata": {"ensemble": [["b", 3]]}, "split": "test", "rows": 1, "systems": {}, "unseen": None}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    flags = (f"--checkpoint={masked}", f"--output={tmp_path / 'model'}", f"--reports={tmp_path / 'report.json'}")
+    assert run(*flags) == 2
+    assert "report.json scores several models together, and the card is of one" in capsys.readouterr().err
+
+
 def test_a_step_that_is_not_there(folder):
     assert load(folder, step=7).step == 7
     with pytest.raises(FileNotFoundError, match="holds step 7 alone, and not step 3"):
