@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from seq2seq import System, numbers, parse, parser, score, teachers, train
 
+from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.errors import UserError
 
 SYSTEMS = {
@@ -40,6 +41,7 @@ SYSTEMS = {
     "DiffuMamba-H": System("qqp_masked:h", "masked", "Mamba-2 and attention"),
     "DiffuMamba-H distilled": System("qqp_masked:h", "masked", "Mamba-2 and attention"),
     "DiffuTran": System("qqp_masked:tran", "masked", "Transformer"),
+    "DiffuTran distilled": System("qqp_masked:tran", "masked", "Transformer"),
     "DiffuMamba long": System("qqp_masked:long", "masked", "Mamba-2"),
     "DiffuMamba-H long": System("qqp_masked:long-h", "masked", "Mamba-2 and attention"),
     "DiffuTran long": System("qqp_masked:long-tran", "masked", "Transformer"),
@@ -47,7 +49,7 @@ SYSTEMS = {
     "AR Mamba": System("qqp_masked:ar-mamba", "autoregressive", "Mamba-2"),
 }
 
-TEACHER, DISTILLED = "DiffuMamba-H", "DiffuMamba-H distilled"
+TAUGHT_BY = {"DiffuMamba-H distilled": "DiffuMamba-H", "DiffuTran distilled": "DiffuTran"}
 SHARE = 0.5  # of the loss that is the teachers'
 
 
@@ -59,17 +61,21 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--system", choices=SYSTEMS, required=True)
     flags.add_argument("--with_seeds", type=numbers, default=[], help="of the networks that write with this one's")
-    flags.add_argument("--teachers", type=numbers, default=[], help=f"seeds of {TEACHER} that {DISTILLED} learns from")
+    flags.add_argument(
+        "--teachers", type=numbers, default=[], help="seeds of the networks that a distilled one learns from"
+    )
     options = parse(flags, Path(__file__).parent / "results.json", SYSTEMS)
     check(flags, options)
     system = SYSTEMS[options.system]
     workdir = workdir_of(options.system, options.work, options.seed)
     taught = []
     if options.teachers:
-        of = [workdir_of(TEACHER, options.work, seed).resolve() for seed in options.teachers]
+        of = [workdir_of(TAUGHT_BY[options.system], options.work, seed).resolve() for seed in options.teachers]
         taught = [f"--config.training.teachers={','.join(map(str, of))}", f"--config.process.distillation={SHARE}"]
         if (workdir / "run.json").exists() and {path.name for path in teachers(workdir)} != {path.name for path in of}:
             raise SystemExit(f"{workdir} holds a student of other teachers: take another --seed")
+        for path in of:
+            check_finished(path)
     train(system, workdir, options, taught)
     names = {"system": options.system}
     seeds = sorted([options.seed, *options.with_seeds])
@@ -89,12 +95,23 @@ def check(flags: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     for name, seeds in (("with_seeds", [options.seed, *options.with_seeds]), ("teachers", options.teachers)):
         if len(set(seeds)) < len(seeds):
             flags.error(f"--{name}: a network is named twice; name each once")
-    learns = options.system == DISTILLED and not (options.score_only or options.calls)
+    learns = options.system in TAUGHT_BY and not (options.score_only or options.calls)
     if bool(options.teachers) != learns:
-        flags.error(f"--teachers is for training {DISTILLED}, which needs it")
+        flags.error(f"--teachers is for training {' and '.join(TAUGHT_BY)}, which need it")
     for name in ("--config.training.teachers", "--config.process.distillation"):
         if any(setting.partition("=")[0] == name for setting in options.settings):
-            flags.error(f"{name} would be another system under this one's name: use --system='{DISTILLED}' --teachers")
+            flags.error(f"{name} would be another system under this one's name: take a distilled one, and --teachers")
+
+
+def check_finished(teacher: Path) -> None:
+    """Raises SystemExit if a teacher is not trained to the end."""
+    try:
+        with Checkpoints(teacher) as checkpoints:
+            step, steps = checkpoints.resolve(None, ("config",)), checkpoints.read_config()["training"]["steps"]
+    except (UserError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
+    if step < steps:
+        raise SystemExit(f"{teacher} is at step {step} of {steps}: train it to the end")
 
 
 if __name__ == "__main__":

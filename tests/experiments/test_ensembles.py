@@ -139,7 +139,10 @@ def test_teachers_are_for_training_the_student_alone(tmp_path, run):
         [STUDENT, "--calls=2", "--teachers=0"],
     ):
         status, said = run(*flags)
-        assert status == 2 and "--teachers is for training DiffuMamba-H distilled, which needs it" in said
+        assert (
+            status == 2
+            and "--teachers is for training DiffuMamba-H distilled and DiffuTran distilled, which need it" in said
+        )
     status, said = run(STUDENT, "--teachers=0,0")
     assert status == 2 and "--teachers: a network is named twice" in said
     for flag in ("--config.training.teachers=a", "--config.process.distillation=0.5"):
@@ -159,6 +162,11 @@ def test_a_student_learns_from_its_teachers_and_costs_their_minutes_too(tmp_path
         finished(workdir, [600.0], says={"k": 0.9}, **settings)
         return 0
 
+    finished(work / "DiffuMamba-H-1", [1.0], step=6)
+    status, said = run(STUDENT, "--seed=1", "--teachers=0,1", work=work)
+    assert "DiffuMamba-H-1 is at step 6 of 7: train it to the end" in str(status) and not run.started
+    status, said = run(STUDENT, "--seed=1", "--teachers=0,9", work=work)
+    assert "DiffuMamba-H-9 holds no checkpoint" in str(status) and not run.started
     run.train = learn
     status, said = run(STUDENT, "--seed=1", "--teachers=0,2", work=work)
     assert status == 0, said
