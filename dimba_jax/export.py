@@ -62,7 +62,8 @@ def _table(path: Path) -> str:
 
     report = parse_json(read_text(path), str(path))
     try:
-        if (report.get("metadata") or {}).get("ensemble"):
+        made = report.get("metadata") or {}
+        if made.get("ensemble") or len(made.get("samples") or ()) > 1:
             raise ConfigError(f"{path} scores several models together, and the card is of one: leave it out")
         return format_table(report)
     except (KeyError, TypeError, AttributeError) as error:

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -20,8 +19,8 @@ from typing import Any, NamedTuple
 from recipe_files import CONFIGS
 from sampling_settings import among
 from seq2seq_lines import Line, check_label, keep, lines_of
+from trainings import minutes_of, run_training, teachers
 
-WALL = "wall.json"  # in a workdir: seconds of each training process
 UNFINISHED = 3  # exit status
 
 
@@ -110,71 +109,6 @@ def train(system: System, workdir: Path, options: argparse.Namespace, settings: 
         raise SystemExit(UNFINISHED)
 
 
-def run_training(
-    config: str, workdir: Path, flags: Sequence[str], minutes: float | None = None, **options: Any
-) -> int | None:
-    """Runs `dimba_jax.train` and keeps its time beside that of the starts before it.
-
-    Args:
-      minutes: after which it is told to save and end.
-      options: of subprocess.Popen.
-
-    Returns:
-      Its exit status, or None if time was up.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "dimba_jax.train", f"--config={config}", f"--workdir={workdir}", *flags]
-    began = time.monotonic()
-    process = subprocess.Popen(command, **options)
-    try:
-        return process.wait(None if minutes is None else 60 * minutes)
-    except BaseException as error:  # whatever ends this program ends it, too, and it saves first
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
-            return None
-        raise
-    finally:
-        (workdir / WALL).write_text(json.dumps([*spent(workdir), time.monotonic() - began]) + "\n")
-
-
-def spent(workdir: Path) -> list[float]:
-    """Seconds of each training process of a workdir."""
-    wall = workdir / WALL
-    return json.loads(wall.read_text()) if wall.exists() else []
-
-
-def teachers(workdir: Path) -> list[Path]:
-    """Workdirs of what a training learned from: where its run.json says, or beside it if they have moved together.
-
-    Raises:
-      SystemExit: one is in neither place, so that its minutes are not known.
-    """
-    run = workdir / "run.json"
-    named = (
-        json.loads(run.read_text(encoding="utf-8"))["config"]["training"].get("teachers", "") if run.exists() else ""
-    )
-    found = []
-    for path in (Path(text.strip()) for text in named.split(",") if text.strip()):
-        places = [place for place in (path, workdir.parent / path.name) if (place / WALL).exists()]
-        if not places:
-            raise SystemExit(f"{workdir} has learned from {path}, whose {WALL} is not there: put it beside {workdir}")
-        found.append(places[0])
-    return found
-
-
-def trainings(workdirs: Sequence[Path]) -> list[Path]:
-    """Those of some networks and of all that they learned from, each once."""
-    found: dict[Path, Path] = {}
-    waiting = list(workdirs)
-    while waiting:
-        path = waiting.pop()
-        if path.resolve() not in found:
-            found[path.resolve()] = path
-            waiting += teachers(path)
-    return list(found.values())
-
-
 def check_trained_alike(config: Any, first: Any, path: str, other: Path) -> None:
     """Whether two networks of an ensemble differ in their seeds, and what they learned from, alone.
 
@@ -231,8 +165,8 @@ def score(
             raise SystemExit(UNFINISHED)
         check_trained_alike(one.config, loaded[str(workdir)].config, path, workdir)
     model = together(loaded) if others else loaded[str(workdir)]
-    minutes = sum(sum(spent(path)) for path in trainings([workdir, *others])) / 60
-    taught_by = sorted({path.name for path in teachers(workdir)})
+    minutes = minutes_of([workdir, *others])
+    taught_by = sorted({path.name for one in (workdir, *others) for path in teachers(one)})
     trained_on = dataclasses.replace(model.config.data, path=str(options.data))
     examples = load_split(dataclasses.replace(trained_on, **(data or {})), options.split)[: options.limit]
     known = [
@@ -241,7 +175,7 @@ def score(
     common = names | {
         "objective": system.objective, "backbone": system.backbone, "device": jax.devices()[0].device_kind,
         "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
-        "train_minutes": round(minutes, 2), "train_steps": model.step, "split": options.split,
+        "train_minutes": minutes, "train_steps": model.step, "split": options.split,
         "sampling": among(options.settings),
     } | ({"teachers": taught_by} if taught_by else {})  # fmt: skip
     settings = among(options.settings) | {"num_samples": 1, "batch_size": options.batch_size}

@@ -14,7 +14,6 @@ from typing import Any
 FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "div4", "self_bleu", "length")
 # of a line; not all studies have all
 IDENTITY = ("task", "test", "system", "split", "subset", "mbr", "gain", "seed", "curve")
-TOGETHER = ("distributions", "samples")  # how several networks write together: their mean, or samples of each in turn
 Line = dict[str, Any]
 
 
@@ -50,10 +49,11 @@ def scores(figures: Line) -> Line:
 
 
 def check_label(results: Path, label: str | None, line: Line) -> None:
-    """All lines of a label are of one system's networks, of as many, writing together in one way.
+    """All lines of a label are of one system, of equally many networks that write together in the same way.
 
     Args:
-      line: `weights`, the system; `seed`, with a + between those of several networks; and then `together`.
+      line: `weights`, the system; `seed`, with a + between those of several networks; and then `together`, which is
+        "distributions" (their mean) or "samples" (of each in turn).
 
     Raises:
       SystemExit: the file of results has other lines of this name, or a line of one of these networks beside others.

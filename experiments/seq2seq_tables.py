@@ -1,4 +1,4 @@
-"""Tables of the lines that seq2seq.py keeps.
+"""Tables of lines of results (`seq2seq_lines`).
 
 A figure of several training seeds is their mean, with half of their range behind it.
 """

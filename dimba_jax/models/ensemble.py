@@ -17,7 +17,7 @@ from dimba_jax.models.token_denoiser import TokenDenoiser
 class Ensemble(nnx.Module):
     """The arithmetic mean of the networks' probabilities at every position, as for ensembles in machine translation.
 
-    A call is one of each network, and counts as so many. It writes whole rows: there are no caches, as for blocks.
+    A call is one of each network, and counts as so many. It writes whole rows: there are no caches, and so no blocks.
 
     Args:
       networks: of one vocabulary and one length of sources; they may differ in everything else.

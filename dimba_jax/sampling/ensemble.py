@@ -80,5 +80,6 @@ def _read(config: RunConfig) -> dict[str, Any]:
         "data.source_length": data.source_length, "data.target_length": data.target_length,
         "data.normalize": data.normalize, "process.kind": process.kind, "process.schedule": process.schedule,
         "process.condition_dropout > 0": process.condition_dropout > 0,
+        "process.loss_on_padding": process.loss_on_padding,
         "data.text.layout": data.text.layout if data.source == "text" else None,
     }  # fmt: skip

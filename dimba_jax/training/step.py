@@ -118,11 +118,11 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, base_key: PRNGKeyArray, teacher: Teacher | None = None
     ) -> tuple[TrainState, StepReport]:
-        if (teacher is not None) != (config.process.distillation > 0):
-            raise ConfigError(
-                f"config.process.distillation={config.process.distillation}: a step has teachers where training loads "
-                "them, and where the share is above 0; set 0 here"
-            )
+        share = config.process.distillation
+        if teacher is None and share > 0:
+            raise ConfigError(f"config.process.distillation={share}: only training loads teachers; set it to 0 here")
+        if teacher is not None and share == 0:
+            raise ConfigError("a step with a teacher needs config.process.distillation above 0")
         key = jax.random.fold_in(base_key, state.step)
         draws = draw(key, state.timesteps, state.process, batch["tokens"].shape[0], config)
         loss, rows, grads = whole_batch_gradient(state.params, graphdef, state.process, batch, draws, config, teacher)

@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from axes import BASES, RUNS, Run, differing
 from recipe_files import CONFIGS
-from seq2seq import parse_with_settings, run_training, spent
+from seq2seq import parse_with_settings
+from trainings import run_training, spent
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("bleu", "ibleu", "bleu_source", "rouge_l", "dist1", "length")

@@ -18,15 +18,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from run import SYSTEMS, workdir_of
-from seq2seq import WALL, numbers, samples_file, spent, trainings
+from seq2seq import numbers, samples_file
 from seq2seq_lines import Line, check_label, keep, lines_of
 from seq2seq_tables import read
+from trainings import minutes_of
 
 from dimba_jax.data.examples import DataError
 from dimba_jax.evals.records import Record, pooled, read_records
@@ -46,9 +46,9 @@ def main() -> None:
         lines.append(network(options, seed, drawn[-1]))
     common = joined(lines)
     if options.label:
-        check_alike(options, common)
+        check_pools(options, common)
         common |= {"system": options.label} | several
-        common["train_minutes"] = round(sum(sum(spent(path)) for path in timed(workdirs(options))) / 60, 2)
+        common["train_minutes"] = minutes_of([workdir_of(options.system, options.work, seed) for seed in options.seeds])
     try:
         records = pooled(drawn, [f"the file of seed {seed}" for seed in options.seeds], options.mbr)
     except DataError as error:
@@ -152,7 +152,7 @@ def joined(lines: list[Line]) -> Line:
     return kept | {"params": sum(line["params"] for line in lines)} | ({"teachers": taught_by} if taught_by else {})
 
 
-def check_alike(options: argparse.Namespace, common: Line) -> None:
+def check_pools(options: argparse.Namespace, common: Line) -> None:
     """Beside other pools of the label this one is a seed of the same figure.
 
     Raises:
@@ -164,23 +164,6 @@ def check_alike(options: argparse.Namespace, common: Line) -> None:
         for name in SAME:
             if line[name] != common[name]:
                 raise SystemExit(f"--label={options.label} has a pool with {name} {line[name]}: take another label")
-
-
-def timed(workdirs: Sequence[Path]) -> list[Path]:
-    """All trainings behind some networks.
-
-    Raises:
-      SystemExit: the minutes of one are not known.
-    """
-    found = trainings(workdirs)
-    for path in found:
-        if not (path / WALL).exists():
-            raise SystemExit(f"{path} has no {WALL}, which run.py leaves: train it with run.py")
-    return found
-
-
-def workdirs(options: argparse.Namespace) -> list[Path]:
-    return [workdir_of(options.system, options.work, seed) for seed in options.seeds]
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python experiments/qqp/report.py
 
 results.json holds the lines of run.py and mbr.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py
-(or the figures of `evaluate` in their form), with the system's name (and in sampling.jsonl its seed) in place of the
-checkpoint's: what was tried on the validation split, of the systems scored, of a shorter training and of a small one.
-choices.jsonl holds the lines of choices.py.
+(or the figures of `evaluate` or of run.py in their form), with the system's name (and in sampling.jsonl its seed) in
+place of the checkpoint's: what was tried on the validation split, of the systems scored, of a shorter training and of a
+small one. choices.jsonl holds the lines of choices.py.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from seq2seq import System, numbers, parse, parser, score, teachers, train
+from seq2seq import System, numbers, parse, parser, score, train
+from trainings import WALL, teachers
 
 from dimba_jax.checkpoint import Checkpoints
 from dimba_jax.errors import UserError
@@ -70,7 +71,7 @@ def main() -> None:
     workdir = workdir_of(options.system, options.work, options.seed)
     taught = []
     if options.teachers:
-        of = [workdir_of(TAUGHT_BY[options.system], options.work, seed).resolve() for seed in options.teachers]
+        of = [workdir_of(TAUGHT_BY[options.system], options.work, seed).resolve() for seed in sorted(options.teachers)]
         taught = [f"--config.training.teachers={','.join(map(str, of))}", f"--config.process.distillation={SHARE}"]
         if (workdir / "run.json").exists() and {path.name for path in teachers(workdir)} != {path.name for path in of}:
             raise SystemExit(f"{workdir} holds a student of other teachers: take another --seed")
@@ -80,6 +81,7 @@ def main() -> None:
     names = {"system": options.system}
     seeds = sorted([options.seed, *options.with_seeds])
     if options.with_seeds:
+        options.seed = seeds[0]  # samples of the same networks are the same, whichever is named first
         names |= {"seed": "+".join(map(str, seeds)), "together": "distributions"}
     first, *others = [workdir_of(options.system, options.work, seed) for seed in seeds]
     try:
@@ -104,7 +106,7 @@ def check(flags: argparse.ArgumentParser, options: argparse.Namespace) -> None:
 
 
 def check_finished(teacher: Path) -> None:
-    """Raises SystemExit if a teacher is not trained to the end."""
+    """Raises SystemExit if a teacher is not trained to the end, or its minutes are not known."""
     try:
         with Checkpoints(teacher) as checkpoints:
             step, steps = checkpoints.resolve(None, ("config",)), checkpoints.read_config()["training"]["steps"]
@@ -112,6 +114,8 @@ def check_finished(teacher: Path) -> None:
         raise SystemExit(str(error)) from None
     if step < steps:
         raise SystemExit(f"{teacher} is at step {step} of {steps}: train it to the end")
+    if not (teacher / WALL).exists():
+        raise SystemExit(f"{teacher} has no {WALL}, which run.py leaves: train it with run.py")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def study(monkeypatch):
             "baselines",
             "seq2seq",
             "seq2seq_lines",
+            "trainings",
             "seq2seq_tables",
             "sampling_settings",
         ):

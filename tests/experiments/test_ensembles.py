@@ -196,6 +196,7 @@ def test_a_student_learns_from_its_teachers_and_costs_their_minutes_too(tmp_path
     status, said = run(STUDENT, "--seed=1", "--score_only", "--with_seeds=5", "--label=pair", work=work)
     assert status == 0, said
     pair = lines_of(tmp_path, "pair")["all"]
+    assert pair["teachers"] == ["DiffuMamba-H-0", "DiffuMamba-H-2", "DiffuMamba-H-7"]
     assert pair["train_minutes"] == 2 * 10.0 + 1.5 + 3.5 + 5.0  # each training once
     moved = tmp_path / "moved"
     work.rename(moved)

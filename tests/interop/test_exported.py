@@ -179,11 +179,12 @@ def test_the_card_tells_of_teachers(tmp_path):
 
 
 def test_scores_of_several_models_are_not_on_the_card_of_one(masked, tmp_path, capsys):
-    report = {"metadata": {"ensemble": [["b", 3]]}, "split": "test", "rows": 1, "systems": {}, "unseen": None}
-    (tmp_path / "report.json").write_text(json.dumps(report))
-    flags = (f"--checkpoint={masked}", f"--output={tmp_path / 'model'}", f"--reports={tmp_path / 'report.json'}")
-    assert run(*flags) == 2
-    assert "report.json scores several models together, and the card is of one" in capsys.readouterr().err
+    for made in ({"ensemble": [["b", 3]]}, {"samples": ["a.examples.jsonl", "b.examples.jsonl"]}):
+        report = {"metadata": made, "split": "test", "rows": 1, "systems": {}, "unseen": None}
+        (tmp_path / "report.json").write_text(json.dumps(report))
+        flags = (f"--checkpoint={masked}", f"--output={tmp_path / 'model'}", f"--reports={tmp_path / 'report.json'}")
+        assert run(*flags) == 2
+        assert "report.json scores several models together, and the card is of one" in capsys.readouterr().err
 
 
 def test_a_step_that_is_not_there(folder):

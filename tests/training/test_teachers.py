@@ -85,11 +85,11 @@ def test_a_step_by_hand(configs, parts, batches, base_key, lively):
     assert float(report.loss) == pytest.approx((1 - SHARE) * wanted[0] + SHARE * wanted[1], rel=1e-4)
     assert abs(wanted[0] - wanted[1]) > 0.1 * wanted[0]
 
-    with pytest.raises(ConfigError, match=f"config.process.distillation={SHARE}: a step has teachers where training"):
+    with pytest.raises(ConfigError, match=f"config.process.distillation={SHARE}: only training loads teachers"):
         move(tiny, batch, base_key)
     plain = parts(configs(**groups_of(share=0.0, dropout=0.3)))
     assert float(move(plain, batch, base_key)[2].loss) == pytest.approx(wanted[0], rel=1e-4)
-    with pytest.raises(ConfigError, match="config.process.distillation=0.0"):
+    with pytest.raises(ConfigError, match="a step with a teacher needs config.process.distillation above 0"):
         move(plain, batch, base_key, teacher)
     rows = ((1 - SHARE) * weight * own + SHARE * weight * soft).mean(axis=1)
     np.testing.assert_allclose(report.row_loss, rows, rtol=1e-4)
