@@ -48,9 +48,11 @@ class Ensemble(nnx.Module):
     ) -> Float[Array, "b l_minus_first v"]:
         """Log-probabilities (float32) at the positions from `first` on; arguments are `TokenDenoiser`'s.
 
-        Args:
-          key: None: nothing is dropped, since an ensemble is not trained.
+        Raises:
+          ValueError: a key for dropout: an ensemble is not trained.
         """
+        if key is not None:
+            raise ValueError("a key for dropout: an ensemble is not trained, and drops nothing")
         found = (network(tokens, t, visible=visible, first=first) for network in self.networks)
         logs = (jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1) for logits in found)
         return functools.reduce(jnp.logaddexp, logs) - math.log(self.calls)

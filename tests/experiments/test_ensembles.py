@@ -165,10 +165,15 @@ def test_a_student_learns_from_its_teachers_and_costs_their_minutes_too(tmp_path
     finished(work / "DiffuMamba-H-1", [1.0], step=6)
     status, said = run(STUDENT, "--seed=1", "--teachers=0,1", work=work)
     assert "DiffuMamba-H-1 is at step 6 of 7: train it to the end" in str(status) and not run.started
+    wall = work / "DiffuMamba-H-2" / "wall.json"
+    wall.rename(tmp_path / "wall.json")
+    status, said = run(STUDENT, "--seed=1", "--teachers=0,2", work=work)
+    assert "DiffuMamba-H-2 has no wall.json" in str(status) and not run.started
+    (tmp_path / "wall.json").rename(wall)
     status, said = run(STUDENT, "--seed=1", "--teachers=0,9", work=work)
     assert "DiffuMamba-H-9 holds no checkpoint" in str(status) and not run.started
     run.train = learn
-    status, said = run(STUDENT, "--seed=1", "--teachers=0,2", work=work)
+    status, said = run(STUDENT, "--seed=1", "--teachers=2,0", work=work)  # in any order: it goes on with the same
     assert status == 0, said
     ((config, workdir, given),) = run.started
     assert workdir == work / "DiffuMamba-H_distilled-1" and "--seed=1" in given

@@ -105,3 +105,10 @@ def test_networks_that_do_not_read_the_same_rows():
     for other in (network(vocab=12), tiny_model(source=2, target=TARGET)[0], tiny_model(target=TARGET)[0]):
         with pytest.raises(ValueError, match=r"different \(vocab_size, source_length\): .*\(11, 3\)"):
             Ensemble([network(), other])
+
+
+def test_a_key_for_dropout_is_refused():
+    """It would be passed over in silence."""
+    tokens, t, _ = row_batch()
+    with pytest.raises(ValueError, match="an ensemble is not trained"):
+        Ensemble([network()])(tokens, t, key=jax.random.key(0))

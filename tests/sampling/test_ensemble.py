@@ -11,11 +11,11 @@ from tiny_denoisers import tiny_model
 
 from dimba_jax import sample
 from dimba_jax.config import ConfigError
-from dimba_jax.data.tokenizers import SentencePieceTokenizer, train_sentencepiece
+from dimba_jax.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, train_sentencepiece
 from dimba_jax.models.ensemble import Ensemble
-from dimba_jax.sampling.ensemble import with_others
+from dimba_jax.sampling.ensemble import check_alike, with_others
 from dimba_jax.sampling.generate import generate
-from dimba_jax.sampling.load import load
+from dimba_jax.sampling.load import LoadedModel, load
 
 
 def knowing(watch, count):
@@ -125,6 +125,22 @@ def test_a_model_and_its_copy_in_another_folder(place, tmp_path):
         assert generate(pair, [prompt], alone.config.sampling)[0].texts == generate(
             alone, [prompt], alone.config.sampling
         )[0].texts  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"data": {"text": {"layout": "padded"}}}, "data.text.layout='padded', one 'packed'"),
+        ({"process": {"loss_on_padding": False}}, "process.loss_on_padding=False, one True"),
+    ],
+)
+def test_models_of_text_that_read_padding_in_another_way(change, message):
+    text = {"source": "text", "source_length": 0}
+    one = saved_config(data=text)
+    other = saved_config(data=text | change.get("data", {}), process=change.get("process", {}))
+    check_alike(LoadedModel(None, None, ByteTokenizer(), one, 1), "two", one, ByteTokenizer(), "one")
+    with pytest.raises(ConfigError, match=f"two has {message}: they must have the same"):
+        check_alike(LoadedModel(None, None, ByteTokenizer(), other, 1), "two", one, ByteTokenizer(), "one")
 
 
 @pytest.mark.parametrize(
