@@ -22,14 +22,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from kept_samples import again, samples
 from run import SYSTEMS, workdir_of
-from seq2seq import numbers, samples_file
+from seq2seq import numbers
 from seq2seq_lines import Line, check_label, keep, lines_of
 from seq2seq_tables import read
 from trainings import minutes_of
 
 from dimba_jax.data.examples import DataError
-from dimba_jax.evals.records import Record, pooled, read_records
+from dimba_jax.evals.records import Record, pooled
 from dimba_jax.evals.report import make_report, score_rows
 from dimba_jax.sampling.mbr import GAINS
 
@@ -42,7 +43,7 @@ def main() -> None:
     check_label(options.results, options.label, several)
     drawn, lines = [], []
     for seed in options.seeds:
-        drawn.append(samples(options, seed))
+        drawn.append(samples(options.work, options.system, seed, options.split, options.mbr))
         lines.append(network(options, seed, drawn[-1]))
     common = joined(lines)
     if options.label:
@@ -89,30 +90,6 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def again(options: argparse.Namespace, seed: int) -> str:
-    """How samples and their line come to be."""
-    flags = f"--system={options.system!r} --seed={seed} --split={options.split} --score_only --mbr={options.mbr}"
-    return f"score it with run.py {flags} and the flags of its sampling"
-
-
-def samples(options: argparse.Namespace, seed: int) -> list[Record]:
-    """What a network wrote.
-
-    Raises:
-      SystemExit: the file is missing or wrong.
-    """
-    path = samples_file(workdir_of(options.system, options.work, seed), options.split, options.mbr)
-    try:
-        records = read_records(path)
-    except DataError as error:
-        raise SystemExit(f"{error}; {again(options, seed)}") from None
-    if len(records[0].samples) < options.mbr:
-        raise SystemExit(f"{path} has {len(records[0].samples)} samples a row; {again(options, seed)}")
-    if any(record.unseen is None for record in records):
-        raise SystemExit(f"{path} does not tell which rows are unseen; {again(options, seed)}")
-    return records
-
-
 def network(options: argparse.Namespace, seed: int, drawn: list[Record]) -> Line:
     """The line of one of the networks, that of its own choice by BLEU among these samples.
 
@@ -124,15 +101,16 @@ def network(options: argparse.Namespace, seed: int, drawn: list[Record]) -> Line
         "curve": False,
     }  # fmt: skip
     line = next((line for line in read(options.results) if wanted.items() <= line.items() and "gain" not in line), None)
+    hint = again(options.system, seed, options.split, options.mbr)
     if line is None:
         what = f"{options.system}, seed {seed}, {options.split} split, MBR over {options.mbr}"
-        raise SystemExit(f"{options.results} has no line of {what}; {again(options, seed)}")
+        raise SystemExit(f"{options.results} has no line of {what}; {hint}")
     (now, *_) = lines_of(make_report(score_rows(drawn, [options.mbr]), options.split), [options.mbr], line, None)
     for name in ("rows", "bleu"):
         if now[name] != line[name]:
             raise SystemExit(
                 f"seed {seed}: {name} of the kept samples is {now[name]}, of the line in {options.results} "
-                f"{line[name]}; {again(options, seed)}"
+                f"{line[name]}; {hint}"
             )
     return line
 

@@ -5,7 +5,7 @@
 results.json holds the lines of run.py and mbr.py; sampling.jsonl and padding_apart.jsonl those of experiments/sweep.py
 (or the figures of `evaluate` or of run.py in their form), with the system's name (and in sampling.jsonl its seed) in
 place of the checkpoint's: what was tried on the validation split, of the systems scored, of a shorter training and of a
-small one. choices.jsonl holds the lines of choices.py.
+small one. choices.jsonl holds the lines of choices.py, differences.jsonl those of differences.py.
 """
 
 from __future__ import annotations
@@ -122,6 +122,26 @@ def choices(lines: list[Line]) -> str:
     return "\n".join(rows)
 
 
+def differences(lines: list[Line]) -> str:
+    """How much more one system's texts have than another's, row by row; lines of the same two stand together."""
+    pairs = list(dict.fromkeys(_pair(line) for line in lines))
+    figures = {name: FIGURES[name][0] for name in ("bleu", "ibleu", "bleu_source")}
+    heads = ["system", "than", "split", "rows", "MBR", *(f"more {head}" for head in figures.values())]
+    rows = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for line in sorted(lines, key=lambda one: pairs.index(_pair(one))):
+        mbr = str(line["mbr"]) if line["gain"] == "bleu" else f"{line['mbr']}, by {FIGURES[line['gain']][0]}"
+        cells = [f"{line[f'{name}_more']:+.4f} ± {line[f'{name}_error']:.4f}" for name in figures]
+        where = [line["split"], f"{line['subset']} {line['rows']:,}", mbr]
+        rows.append(f"| {' | '.join([*_pair(line), *where, *cells])} |")
+    return "\n".join(rows)
+
+
+def _pair(line: Line) -> tuple[str, ...]:
+    both = (("system", "seeds"), ("than", "than_seeds"))
+    seeds = {name: ", ".join(map(str, line[of])) for name, of in both}
+    return tuple(f"{line[name]}, seed{'s' * (len(line[of]) > 1)} {seeds[name]}" for name, of in both)
+
+
 def _calls(line: Line) -> float:
     return line["network_calls"]
 
@@ -137,6 +157,7 @@ def main() -> None:
         print(f"{subset} rows\n\n{scores(lines, subset)}\n")
     print(f"{calls(lines)}\n")
     print(f"{choices(read_lines('choices.jsonl'))}\n")
+    print(f"{differences(read_lines('differences.jsonl'))}\n")
     for name in ("sampling.jsonl", "padding_apart.jsonl"):
         tried = read_lines(name)
         for system in dict.fromkeys(line["system"] for line in tried):

@@ -18,6 +18,8 @@ def study(monkeypatch):
             "run",
             "mbr",
             "choices",
+            "differences",
+            "kept_samples",
             "report",
             "baselines",
             "seq2seq",
