@@ -9,14 +9,15 @@ DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl. Without --config.d
 names the other ways to get the data. The data is that of configs/qqp.py.
 
 Hardware: one H200 (or another GPU with bfloat16). The 2,500 test rows, 16 network calls, and MBR over ten; copying the
-source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h five, of :tran three, the
-slowest beside other work:
+source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h and :tran five, the slowest
+beside other work:
 
   variant     network                                       minutes  BLEU   iBLEU  MBR: BLEU  iBLEU
   (none)      bidirectional Mamba-2, 8 layers, d 512, n 128  6.6     .284   .129   .291       .132
   :h          the same, attention in layers 0 and 5        6.6-8.5   .291   .132   .296       .133
   :h, distilled from two of it (below)                     23.9      .302   .134   .309       .137
-  :tran       Transformer, 12 layers                       5.4-6.0   .292   .127   .296       .128
+  :tran       Transformer, 12 layers                       4.9-6.0   .292   .127   .297       .129
+  :tran, distilled from two of it                          18.4      .301   .131   .304       .131
   :long       Mamba-2 with n 64, 20,000 steps                14.3    .276   .136   .284       .142
   :long-h     the same, attention in layers 0 and 5          14.5    (validation: .292, .151; .303, .158)
   :long-tran  Transformer, 12 layers, 20,000 steps           11.5    (validation: .298, .154)  .294  .150
@@ -28,11 +29,11 @@ All have 65 to 66 million parameters: MLPs of attention layers in hybrids are as
 Transformer is deeper. Those trained for 20,000 steps copy less (a lower BLEU against the source), hence more iBLEU. It
 is not n alone, which a Transformer has not; steps and dropout were not tried apart there (8,000 steps with dropout .2
 copied more, not less). A hybrid of width 768 (141M, 10.8 minutes) has a better likelihood on validation, and no more
-BLEU. `evaluate --mbr_gain=ibleu` chooses samples that copy less (tried with :h, three variants of it and the distilled
-ones). :ar and :ar-mamba have :long's settings of training, but for the steps. The autoregressive ones take 33 calls of
-one position each. More in experiments/qqp, and in experiments/qqp_masked, whose training was another. --steps=4, 8 or
-32 with `evaluate` and `sample` changes the number of calls (with :long --length_choice=first asks for --end_bias=0,
-too). MBR beside --mbr=10, without which all samples would be the same:
+BLEU. `evaluate --mbr_gain=ibleu` chooses samples that copy less (tried with :h, three variants of it, :tran and those
+distilled). :ar and :ar-mamba have :long's settings of training, but for the steps. The autoregressive ones take 33
+calls of one position each. More in experiments/qqp, and in experiments/qqp_masked, whose training was another.
+--steps=4, 8 or 32 with `evaluate` and `sample` changes the number of calls (with :long --length_choice=first asks for
+--end_bias=0, too). MBR beside --mbr=10, without which all samples would be the same:
 
   (none)      --score_noise=1 --score=probability --end_bias=-1; :long-h the same
   :h, :tran   --score_noise=1 --end_bias=-1
@@ -40,8 +41,8 @@ too). MBR beside --mbr=10, without which all samples would be the same:
   :long-tran  --score_noise=1 --score=probability --end_bias=-2 --nopadding_apart
   :ar         --temperature=.3
 
-Distilled, each of the three with a workdir and a --seed of its own; the minutes are those of all three, and two
-trainings were made behind the same teachers:
+Distilled, each of the three with a workdir and a --seed of its own; the minutes are those of all three; two
+trainings of :h were made behind the same teachers, one of :tran:
 
     python -m dimba_jax.train --config=configs/qqp_masked.py:h --workdir=runs/student --config.data.path=DIR \
         --config.training.teachers=runs/a,runs/b --config.process.distillation=0.5
