@@ -17,7 +17,7 @@ beside other work:
   :h          the same, attention in layers 0 and 5        6.6-8.5   .291   .132   .296       .133
   :h, distilled from two of it (below)                     23.9      .302   .134   .309       .137
   :tran       Transformer, 12 layers                       4.9-6.0   .292   .127   .297       .129
-  :tran, distilled from two of it                          18.4      .301   .131   .304       .131
+  :tran, distilled from two of it                          18.4      .301   .130   .304       .131
   :long       Mamba-2 with n 64, 20,000 steps                14.3    .276   .136   .284       .142
   :long-h     the same, attention in layers 0 and 5          14.5    (validation: .292, .151; .303, .158)
   :long-tran  Transformer, 12 layers, 20,000 steps           11.5    (validation: .298, .154)  .294  .150

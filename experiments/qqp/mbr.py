@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from kept_samples import again, samples
+from kept_samples import Kept
 from run import SYSTEMS, workdir_of
 from seq2seq import numbers
 from seq2seq_lines import Line, check_label, keep, lines_of
@@ -30,7 +30,7 @@ from seq2seq_tables import read
 from trainings import minutes_of
 
 from dimba_jax.data.examples import DataError
-from dimba_jax.evals.records import Record, pooled
+from dimba_jax.evals.records import pooled
 from dimba_jax.evals.report import make_report, score_rows
 from dimba_jax.sampling.mbr import GAINS
 
@@ -43,8 +43,13 @@ def main() -> None:
     check_label(options.results, options.label, several)
     drawn, lines = [], []
     for seed in options.seeds:
-        drawn.append(samples(options.work, options.system, seed, options.split, options.mbr))
-        lines.append(network(options, seed, drawn[-1]))
+        kept = Kept(options.work, options.system, seed, options.split, options.mbr)
+        drawn.append(kept.samples())
+        line = kept.line(options.results, score_rows(drawn[-1], [options.mbr]))
+        if line is None:
+            what = f"{options.system}, seed {seed}, {options.split} split, MBR over {options.mbr}"
+            raise SystemExit(f"{options.results} has no line of {what}; {kept.again()}")
+        lines.append(line)
     common = joined(lines)
     if options.label:
         check_pools(options, common)
@@ -88,31 +93,6 @@ def parse() -> argparse.Namespace:
     if options.mbr < max(2, len(options.seeds)):
         flags.error(f"--mbr={options.mbr}: expected a sample of each network, two at least")
     return options
-
-
-def network(options: argparse.Namespace, seed: int, drawn: list[Record]) -> Line:
-    """The line of one of the networks, that of its own choice by BLEU among these samples.
-
-    Raises:
-      SystemExit: there is none, or it is of other samples.
-    """
-    wanted = {
-        "system": options.system, "seed": seed, "split": options.split, "subset": "all", "mbr": options.mbr,
-        "curve": False,
-    }  # fmt: skip
-    line = next((line for line in read(options.results) if wanted.items() <= line.items() and "gain" not in line), None)
-    hint = again(options.system, seed, options.split, options.mbr)
-    if line is None:
-        what = f"{options.system}, seed {seed}, {options.split} split, MBR over {options.mbr}"
-        raise SystemExit(f"{options.results} has no line of {what}; {hint}")
-    (now, *_) = lines_of(make_report(score_rows(drawn, [options.mbr]), options.split), [options.mbr], line, None)
-    for name in ("rows", "bleu"):
-        if now[name] != line[name]:
-            raise SystemExit(
-                f"seed {seed}: {name} of the kept samples is {now[name]}, of the line in {options.results} "
-                f"{line[name]}; {hint}"
-            )
-    return line
 
 
 def joined(lines: list[Line]) -> Line:

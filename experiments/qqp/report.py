@@ -54,7 +54,7 @@ def draw(lines: list[Line], png: Path) -> None:
             plot.plot([_calls(line) for line in curve], values, "o-", markersize=4, label=f"{system}, seed {seed}")
     for bleu, ibleu in copies.items():
         for value, plot in zip((bleu, ibleu), axes, strict=True):
-            plot.axhline(value, color="grey", linestyle=":", label="copying the source")
+            plot.axhline(value, color="black", linestyle=":", label="copying the source")
     for name, plot in zip(("BLEU", "iBLEU"), axes, strict=True):
         plot.set(xlabel="network calls, one sample", ylabel=f"{name}, QQP test")
         plot.set_xscale("log", base=2)

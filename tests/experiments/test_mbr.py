@@ -105,8 +105,9 @@ def test_choices_that_are_refused(kept, choose):
 
     for name, value in (("params", 11), ("sampling", {"steps": 4}), ("steps", 3), ("train_steps", 4)):
         refused(f"{name} is {before[4][name]} and {value}: pool networks", {name: value}, seed=1, mbr=4, split="test")
-    refused("bleu of the kept samples is 1.0, of the line", {"bleu": 0.5}, seed=0)
-    refused("rows of the kept samples is 2, of the line", {"rows": 3}, seed=0)
+    refused("seed 0: bleu of the kept samples is 1.0, of the line", {"bleu": 0.5}, seed=0)
+    refused("--split=test --score_only --mbr=4 and the flags of its sampling", {"bleu": 0.5}, seed=0)
+    refused("seed 0: rows of the kept samples is 2, of the line", {"rows": 3}, seed=0)
     refused("has no line of DiffuTran, seed 1, test split, MBR over 4", {"system": "other"}, seed=1)
     pool = before[4] | {"system": "two", "weights": "DiffuTran", "seed": "2+3", "together": "samples"}
     refused("other lines of this name", {}, [pool | {"weights": "DIMBA"}])
