@@ -18,16 +18,23 @@ from jaxtyping import AbstractArray, PRNGKeyArray
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a function whose annotations are evaluated; a wrong array raises TypeError."""
+    """Wraps a function whose annotations are evaluated; a wrong array raises TypeError.
+
+    One that neither takes nor returns arrays is left as it is: those of single texts are called a million times.
+    """
     if function.__name__ == "__init__":
         return function
     signature = inspect.signature(function)
-    expected = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    expected = {name: hint for name, hint in hints.items() if _demands(hint)}
+    if not expected and not _demands(signature.return_annotation):
+        return function
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
-            _demand(value, expected[name], name)
+            if name in expected:
+                _demand(value, expected[name], name)
         out = function(*args, **kwargs)
         _demand(out, signature.return_annotation, "the return value")
         return out
@@ -53,6 +60,16 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple and isinstance(value, tuple) and len(args) == len(value) and Ellipsis not in args:
         return all(_fits(part, arg) for part, arg in zip(value, args, strict=True))
     return True
+
+
+def _demands(hint: Any) -> bool:
+    """Whether there is a value that does not fit."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return hint != PRNGKeyArray and any(map(_holds_arrays, args))
+    if origin is tuple and Ellipsis not in args:
+        return any(map(_demands, args))
+    return _holds_arrays(hint)
 
 
 def _holds_arrays(hint: Any) -> bool:
