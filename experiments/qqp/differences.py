@@ -117,8 +117,9 @@ def figures(options: argparse.Namespace, file: Kept, records: list[Record]) -> R
       SystemExit: results.json has a line of other samples.
     """
     rows = score_rows(records, [options.mbr])
-    if options.results.exists():
-        file.line(options.results, rows)
+    line = file.line(options.results) if options.results.exists() else None
+    if line is not None:
+        file.check(line, rows, options.results)
     if options.gain != "bleu":
         rows = score_rows(records, [options.mbr], gain=options.gain)
     system = system_name(options.mbr, options.gain)

@@ -47,20 +47,21 @@ class Kept:
             raise SystemExit(f"{path} does not tell which rows are unseen; {self.again()}")
         return records
 
-    def line(self, results: Path, rows: list[ScoredRow]) -> Line | None:
-        """The line of run.py's choice by BLEU among the samples, whose scores `rows` are; None: there is none.
-
-        Raises:
-          SystemExit: it is of other samples.
-        """
+    def line(self, results: Path) -> Line | None:
+        """The line of run.py's choice by BLEU among the samples; None: there is none."""
         wanted = {
             "system": self.system, "seed": self.seed, "split": self.split, "subset": "all", "mbr": self.mbr,
             "curve": False,
         }  # fmt: skip
-        found = [line for line in read(results) if wanted.items() <= line.items() and "gain" not in line]
-        if not found:
-            return None
-        line = found[0]
+        found = (line for line in read(results) if wanted.items() <= line.items() and "gain" not in line)
+        return next(found, None)
+
+    def check(self, line: Line, rows: list[ScoredRow], results: Path) -> None:
+        """Whether the line is of these samples, whose scores by BLEU `rows` are.
+
+        Raises:
+          SystemExit: it is of others.
+        """
         (now, *_) = lines_of(make_report(rows, self.split), [self.mbr], line, None)
         for name in ("rows", "bleu"):
             if now[name] != line[name]:
@@ -68,4 +69,3 @@ class Kept:
                     f"{self.system}, seed {self.seed}: {name} of the kept samples is {now[name]}, of the line in "
                     f"{results} {line[name]}; {self.again()}"
                 )
-        return line

@@ -45,10 +45,11 @@ def main() -> None:
     for seed in options.seeds:
         kept = Kept(options.work, options.system, seed, options.split, options.mbr)
         drawn.append(kept.samples())
-        line = kept.line(options.results, score_rows(drawn[-1], [options.mbr]))
+        line = kept.line(options.results)
         if line is None:
             what = f"{options.system}, seed {seed}, {options.split} split, MBR over {options.mbr}"
             raise SystemExit(f"{options.results} has no line of {what}; {kept.again()}")
+        kept.check(line, score_rows(drawn[-1], [options.mbr]), options.results)
         lines.append(line)
     common = joined(lines)
     if options.label:
