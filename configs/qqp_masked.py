@@ -9,13 +9,13 @@ DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl. Without --config.d
 names the other ways to get the data. The data is that of configs/qqp.py.
 
 Hardware: one H200 (or another GPU with bfloat16). The 2,500 test rows, 16 network calls, and MBR over ten; copying the
-source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h and :tran five, the slowest
-beside other work:
+source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h seven (with MBR five), of
+:tran five, of :h distilled three, the slowest beside other work:
 
   variant     network                                       minutes  BLEU   iBLEU  MBR: BLEU  iBLEU
   (none)      bidirectional Mamba-2, 8 layers, d 512, n 128  6.6     .284   .129   .291       .132
-  :h          the same, attention in layers 0 and 5        6.6-8.5   .291   .132   .296       .133
-  :h, distilled from two of it (below)                     23.9      .302   .134   .309       .137
+  :h          the same, attention in layers 0 and 5        6.3-8.5   .291   .131   .296       .133
+  :h, distilled from two of it (below)                     23.6-24.3 .302   .133   .307       .136
   :tran       Transformer, 12 layers                       4.9-6.0   .292   .127   .297       .129
   :tran, distilled from two of it                          18.4      .301   .130   .304       .131
   :long       Mamba-2 with n 64, 20,000 steps                14.3    .276   .136   .284       .142
@@ -41,8 +41,8 @@ calls of one position each. More in experiments/qqp, and in experiments/qqp_mask
   :long-tran  --score_noise=1 --score=probability --end_bias=-2 --nopadding_apart
   :ar         --temperature=.3
 
-Distilled, each of the three with a workdir and a --seed of its own; the minutes are those of all three; two
-trainings of :h were made behind the same teachers, one of :tran:
+Distilled, each of the three with a workdir and a --seed of its own; the minutes are those of all three. Of :h three
+students were trained, two of them behind the same teachers, of :tran one:
 
     python -m dimba_jax.train --config=configs/qqp_masked.py:h --workdir=runs/student --config.data.path=DIR \
         --config.training.teachers=runs/a,runs/b --config.process.distillation=0.5
