@@ -20,7 +20,7 @@ INSTALL = $(BIN)/python -m pip install $(PIP_QUIET) --disable-pip-version-check 
 PYTHON_OK = import ensurepip, sys; sys.exit(sys.version_info < (3, 11))
 FAST := not slow and not gpu and not tpu
 
-.PHONY: help quickstart test lint types format environment clean clean-quickstart
+.PHONY: help quickstart test lint types format tables environment clean clean-quickstart
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -51,6 +51,12 @@ types: $(DEV) ## Checks types with pyright (about a minute)
 format: $(DEV) ## Formats the code and mends what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+tables: $(DEV) ## Writes the tables of experiments/ and of README.md, and draws their plots, from the results there
+	@for study in qqp qqp_gaussian qqp_masked tasks masked_lm throughput diffumamba_parameters; do \
+	  $(BIN)/python experiments/$$study/report.py || exit 1; done
+	@for base in generated qqp; do $(BIN)/python experiments/ablations/report.py --base=$$base || exit 1; done
+	@$(BIN)/python experiments/scale/table.py
 
 environment: $(DEV) ## Creates the environment with everything for development
 

@@ -68,15 +68,18 @@ def scores(lines: list[Line], subset: str) -> str:
 def runs(lines: list[Line]) -> str:
     """The table of what was trained for how long; a line with a label's name was trained under another.
 
-    Of two trainings with one seed it is that which the test split was scored with.
+    Of two trainings with one seed it is that which the test split was scored with. The commit is that of the
+    program, where the line names it.
     """
     trained = [line for line in lines if line["system"] != "copy" and "weights" not in line]
-    trained.sort(key=lambda line: line["split"] == "test")
+    trained.sort(key=lambda line: (line["split"] == "test", "gain" not in line))  # mbr.py ran no program of training
     found = {(line["system"], line["seed"]): line for line in trained}
-    rows = ["| system | objective | backbone | parameters | seed | steps | minutes in all | device |", "|" + "---|" * 8]
+    heads = "system | objective | backbone | parameters | seed | steps | minutes in all | device | commit"
+    rows = [f"| {heads} |", "|" + "---|" * 9]
     for (system, seed), line in sorted(found.items()):
         rows.append(
             f"| {system} | {line['objective']} | {line['backbone']} | {line['params'] / 1e6:.1f}M | {seed} "
-            f"| {line['train_steps']:,} | {line['train_minutes']:.1f} | {line['device']} |"
+            f"| {line['train_steps']:,} | {line['train_minutes']:.1f} | {line['device']} "
+            f"| {line.get('commit') or '–'} |"
         )
     return "\n".join(rows)

@@ -16,11 +16,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import documents
 from axes import BASES, RUNS
 from seq2seq_tables import cell
 
 HERE = Path(__file__).resolve().parent
-README = HERE / "README.md"
 Line = dict[str, Any]
 COLUMNS = {"bleu": "BLEU", "ibleu": "iBLEU", "bleu_source": "BLEU-src", "rouge_l": "ROUGE-L", "length": "length"}
 STEPS = "steps"
@@ -132,18 +132,14 @@ def main() -> None:
     lines = [line for line in found if line["base"] == options.base]
     if not lines:
         parser.error(f"results.jsonl has no lines of --base={options.base}: run.py makes them")
-    tables = [table(lines), *([samplers(lines)] if curves(lines) else [])]
-    put(README, options.base, "\n\n".join(tables))
+    documents.put(tables(options.base, lines), documents.of(HERE))
     draw(lines, HERE / f"{options.base}.png")
 
 
-def put(readme: Path, base: str, tables: str) -> None:
-    """Puts tables between their marks."""
-    begin, end = f"<!-- tables of {base}: report.py -->\n", f"<!-- end of tables of {base} -->\n"
-    before, found, rest = readme.read_text(encoding="utf-8").partition(begin)
-    if not found or end not in rest:
-        raise SystemExit(f"{readme} has no place for tables of {base}: give it the two lines\n{begin}{end}")
-    readme.write_text(before + begin + f"\n{tables}\n\n" + end + rest.partition(end)[2], encoding="utf-8")
+def tables(base: str, lines: list[Line]) -> dict[str, str]:
+    """The tables of a base's lines by the name of their place."""
+    both = [table(lines), *([samplers(lines)] if curves(lines) else [])]
+    return {f"tables of {base}": "\n\n".join(both)}
 
 
 if __name__ == "__main__":

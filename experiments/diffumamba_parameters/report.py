@@ -2,7 +2,7 @@
 
     PYTHONPATH=.:kernels JAX_PLATFORMS=cpu python experiments/diffumamba_parameters/report.py
 
-Nothing is trained and no weight is made: shapes suffice. Writes results.json and prints the tables of the README.
+Nothing is trained and no weight is made: shapes suffice. Writes results.json and the tables of README.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -19,9 +20,13 @@ from dimba_jax.config import RunConfig
 from dimba_jax.models.build import abstract_denoiser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import documents  # noqa: E402
 from recipe_files import recipe  # noqa: E402
 
 HERE = Path(__file__).parent
+Results = dict[str, Any]
+SIZES = ("240m", "500m", "1b3")
+TWINS = {"tran": "DiffuTran", "": "DiffuMamba", "h": "DiffuMamba-H"}
 VOCABULARY = 50_304  # GPT-2's, padded: what the paper's tables count with
 # Billions, as the paper prints them: the names of its sizes, and at the smallest one the two Mamba models
 PAPER = {"tran": {"240m": 0.24, "500m": 0.5, "1b3": 1.3}, "": {"240m": 0.29}, "h": {"240m": 0.26}}
@@ -51,45 +56,50 @@ def parts(config: RunConfig) -> dict[str, int]:
     return found | {"total": sum(found.values())}
 
 
-def main() -> None:
+def counted() -> Results:
+    """Counts of every size, and what the smallest one would have under each reading of the hybrid's layout."""
     variants = recipe("diffumamba").VARIANTS
     counts = {}
-    print(
-        "| size | system | embeddings | mixers | MLPs | modulation | all | paper |\n|---|---|---|---|---|---|---|---|"
-    )
-    for size in ("240m", "500m", "1b3"):
-        for twin in ("tran", "", "h"):
+    for size in SIZES:
+        for twin in TWINS:
             name = f"{size}-{twin}".removesuffix("-")
-            found = counts[name] = parts(variants[name])
-            cells = [_millions(found[key]) for key in ("embeddings", "mixers", "mlps", "modulation", "total")]
-            paper = PAPER[twin].get(size)
-            print(f"| {size} | {_system(twin)} | {' | '.join(cells)} | {f'{paper:g}B' if paper else '–'} |")
-
-    print("\n| layers | attention | MLP ratio beside it | Tran | Mamba | H | prints as .24 / .29 / .26 |")
-    print("|---|---|---|---|---|---|---|")
+            counts[name] = parts(variants[name])
     readings = []
     for layers in (24, 12):
-        small = {twin: _resized(variants[f"240m-{twin}".removesuffix("-")], layers) for twin in ("tran", "", "h")}
+        small = {twin: _resized(variants[f"240m-{twin}".removesuffix("-")], layers) for twin in TWINS}
         tran, mamba = (parts(small[twin])["total"] for twin in ("tran", ""))
         for layout, pattern in LAYOUTS.items():
             for ratio in (2.0, 4.0):
                 model = replace(small["h"].model, pattern=pattern, attention_mlp_ratio=ratio)
                 hybrid = parts(replace(small["h"], model=model))["total"]
-                fits = [_prints_as(n, p) for n, p in ((tran, 0.24), (mamba, 0.29), (hybrid, 0.26))]
-                readings.append(
-                    {
-                        "layers": layers,
-                        "attention": layout,
-                        "mlp_ratio": ratio,
-                        "tran": tran,
-                        "mamba": mamba,
-                        "h": hybrid,
-                    }
-                )
-                cells = [str(layers), layout, f"{ratio:g}", *map(_millions, (tran, mamba, hybrid))]
-                print(f"| {' | '.join(cells)} | {' / '.join('yes' if fit else 'no' for fit in fits)} |")
-    results = {"vocabulary": VOCABULARY, "counts": counts, "readings_of_240m": readings}
+                reading = {"layers": layers, "attention": layout, "mlp_ratio": ratio}
+                readings.append(reading | {"tran": tran, "mamba": mamba, "h": hybrid})
+    return {"vocabulary": VOCABULARY, "counts": counts, "readings_of_240m": readings}
+
+
+def tables(results: Results) -> dict[str, str]:
+    """The tables of this study by the names of their places."""
+    counts = ["| size | system | embeddings | mixers | MLPs | modulation | all | paper |", "|" + "---|" * 8]
+    for size in SIZES:
+        for twin in TWINS:
+            found = results["counts"][f"{size}-{twin}".removesuffix("-")]
+            cells = [_millions(found[key]) for key in ("embeddings", "mixers", "mlps", "modulation", "total")]
+            paper = PAPER[twin].get(size)
+            counts.append(f"| {size} | {TWINS[twin]} | {' | '.join(cells)} | {f'{paper:g}B' if paper else '–'} |")
+    readings = ["| layers | attention | MLP ratio beside it | Tran | Mamba | H | prints as .24 / .29 / .26 |"]
+    readings.append("|" + "---|" * 7)
+    for found in results["readings_of_240m"]:
+        numbers = [found[key] for key in ("tran", "mamba", "h")]
+        cells = [str(found["layers"]), found["attention"], f"{found['mlp_ratio']:g}", *map(_millions, numbers)]
+        fits = [_prints_as(number, paper) for number, paper in zip(numbers, (0.24, 0.29, 0.26), strict=True)]
+        readings.append(f"| {' | '.join(cells)} | {' / '.join('yes' if fit else 'no' for fit in fits)} |")
+    return {"parameters": "\n".join(counts), "readings of the hybrid": "\n".join(readings)}
+
+
+def main() -> None:
+    results = counted()
     (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    documents.put(tables(results), documents.of(HERE))
 
 
 def _resized(config: RunConfig, layers: int) -> RunConfig:
@@ -103,10 +113,6 @@ def _prints_as(count: int, billions: float) -> bool:
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.1f}M"
-
-
-def _system(twin: str) -> str:
-    return {"tran": "DiffuTran", "": "DiffuMamba", "h": "DiffuMamba-H"}[twin]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""Gathers the runs of this study, prints its table and draws its curves.
+"""Gathers the runs of this study, writes the tables of README.md and draws its curves.
 
-python experiments/masked_lm/report.py --runs=runs/masked_lm    # reads the runs, then writes, prints and draws
-python experiments/masked_lm/report.py                          # prints and draws what stands in results.json
+python experiments/masked_lm/report.py --runs=runs/masked_lm    # reads the runs first
+python experiments/masked_lm/report.py                          # of what stands in results.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import documents
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -66,9 +71,10 @@ def table(rows: list[dict], recipe: str) -> str:
             continue
         final = row["likelihood"]
         step, least = min(row["valid"], key=lambda point: point[1])
+        cut = "" if row["steps"] == row["steps_of_schedule"] else f" of {row['steps_of_schedule']:,}"
         error = f" ± {final['nats_per_token_se']:.3f}" if final["nats_per_token_se"] else ""
         lines.append(
-            f"| {SYSTEMS[row['variant']]} | {row['steps']:,} of {row['steps_of_schedule']:,} "
+            f"| {SYSTEMS[row['variant']]} | {row['steps']:,}{cut} "
             f"| {row['steps'] * row['tokens_a_step'] / 1e6:.0f} | {final['nats_per_token']:.3f}{error} "
             f"| {final['ppl']:.2f} | {final['bits_per_byte']:.3f} | {least:.3f}, {step:,} |"
         )
@@ -90,16 +96,20 @@ def draw(rows: list[dict], png: Path) -> None:
     figure.savefig(png, dpi=130)
 
 
+def tables() -> dict[str, str]:
+    """A table for each text, which names its place."""
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return {name: table(rows, recipe) for recipe, name in TEXTS.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, help="folder that run.sh wrote into")
     runs = parser.parse_args().runs
     if runs is not None:
         RESULTS.write_text(json.dumps(gather(runs)) + "\n", encoding="utf-8")
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for recipe, name in TEXTS.items():
-        print(f"{name}\n\n{table(rows, recipe)}\n")
-    draw(rows, HERE / "curves.png")
+    documents.put(tables(), documents.of(HERE))
+    draw(json.loads(RESULTS.read_text(encoding="utf-8")), HERE / "curves.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prints the tables of this study and draws its curves.
+"""Writes the tables of this study's documents, and that of the project's front page, and draws its curves.
 
     python experiments/qqp/report.py
 
@@ -16,6 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import documents
+import front_page
 from sampling_settings import DEFAULTS
 from seq2seq_tables import FIGURES, Line, read, runs, scores
 
@@ -26,6 +28,11 @@ TRIED = {
     "model.length": "length",
     "model_mbr10.bleu": "BLEU, MBR 10",
     "model_mbr10.ibleu": "iBLEU, MBR 10",
+}
+
+TOGETHER = {  # systems whose settings of sampling stand in one table
+    f"DiffuMamba-H, {change}": "variants of DiffuMamba-H"
+    for change in ("d 768", "6,000 steps, dropout .05", "dropout .2")
 }
 
 
@@ -150,18 +157,30 @@ def read_lines(name: str) -> list[Line]:
     return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
 
 
-def main() -> None:
+def tables() -> dict[str, str]:
+    """Every table of this study by the name of its place."""
     lines = read(HERE / "results.json")
-    print(f"{runs(lines)}\n")
-    for subset in ("all", "unseen"):
-        print(f"{subset} rows\n\n{scores(lines, subset)}\n")
-    print(f"{calls(lines)}\n")
-    print(f"{choices(read_lines('choices.jsonl'))}\n")
-    print(f"{differences(read_lines('differences.jsonl'))}\n")
+    found = {
+        "trainings": runs(lines),
+        "all test rows": scores(lines, "all"),
+        "unseen test rows": scores(lines, "unseen"),
+        "network calls": calls(lines),
+        "choices": choices(read_lines("choices.jsonl")),
+        "differences": differences(read_lines("differences.jsonl")),
+    }
     for name in ("sampling.jsonl", "padding_apart.jsonl"):
         tried = read_lines(name)
-        for system in dict.fromkeys(line["system"] for line in tried):
-            print(f"{sampling([line for line in tried if line['system'] == system])}\n")
+        for system in dict.fromkeys(TOGETHER.get(line["system"], line["system"]) for line in tried):
+            found[f"tried: {system}"] = sampling(
+                [one for one in tried if system in (one["system"], TOGETHER.get(one["system"]))]
+            )
+    return found
+
+
+def main() -> None:
+    documents.put(tables(), documents.of(HERE))
+    lines = read(HERE / "results.json")
+    documents.put({front_page.NAME: front_page.table(lines)}, [front_page.README], front_page.SCRIPT)
     draw(lines, HERE / "calls.png")
 
 

@@ -1,4 +1,4 @@
-"""Prints the tables of this study from results.json and draws its curves from curves.json.
+"""Writes the tables of README.md from results.json and draws the curves of curves.json.
 
 python experiments/qqp_gaussian/report.py
 """
@@ -6,12 +6,17 @@ python experiments/qqp_gaussian/report.py
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import documents
 
 HERE = Path(__file__).parent
 COLUMNS = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "self_bleu", "div4", "length", "network_calls")
@@ -47,10 +52,14 @@ def draw(curves: dict[str, dict[str, list[float]]], png: Path) -> None:
     figure.savefig(png, dpi=130)
 
 
-def main() -> None:
+def tables() -> dict[str, str]:
+    """The tables of this study by the names of their places."""
     rows = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
-    for subset in ("all", "unseen"):
-        print(f"{subset} rows\n\n{table(rows, subset)}\n")
+    return {f"{subset} test rows": table(rows, subset) for subset in ("all", "unseen")}
+
+
+def main() -> None:
+    documents.put(tables(), documents.of(HERE))
     draw(json.loads((HERE / "curves.json").read_text(encoding="utf-8")), HERE / "loss.png")
 
 

@@ -1,4 +1,4 @@
-"""Prints the table of this study from results.json, and gathers the reports that run.sh wrote.
+"""Writes the tables of README.md from results.json, and gathers the reports that run.sh wrote.
 
 python experiments/qqp_masked/report.py
 python experiments/qqp_masked/report.py --run=runs/masked    # takes the test figures of run.sh into results.json
@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results.json"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import documents
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
 FIGURES = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "length", "network_calls")
 DIGITS = {"length": ".1f", "network_calls": ".1f"}
 
@@ -42,7 +48,7 @@ def table(rows: list[dict]) -> str:
         "| training | decoding | BLEU | ROUGE-L | iBLEU | BLEU-src | dist-1 | length | calls |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["training"] is None):  # copying last
         decoding = [row["sampler"]]
         if row["training"] is not None:
             if row["sampler"] == "confidence":
@@ -54,16 +60,21 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def tables() -> dict[str, str]:
+    """A table for each split of the lines of results.json, which names its place."""
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return {split: table([row for row in rows if row["split"] == split]) for split in {row["split"]: 0 for row in rows}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="workdir that run.sh wrote into")
     run = parser.parse_args().run
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
     if run is not None:
+        rows = json.loads(RESULTS.read_text(encoding="utf-8"))
         rows = [row for row in rows if not row["split"].startswith("test")] + gather(run)
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    for split in dict.fromkeys(row["split"] for row in rows):
-        print(f"{split}\n\n{table([row for row in rows if row['split'] == split])}\n")
+    documents.put(tables(), documents.of(HERE))
 
 
 if __name__ == "__main__":

@@ -6,13 +6,16 @@ python experiments/scale/table.py
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import documents
 from search import identity
 
-RESULTS, README = (Path(__file__).with_name(name) for name in ("results.jsonl", "README.md"))
-BEGIN, END = "<!-- tables: table.py -->\n", "<!-- end of tables -->\n"
+HERE = Path(__file__).parent
 CHIPS = {"v5e:16x16": "v5e-256", "v5p:8x8x8": "v5p-512", "v6e:16x16": "v6e-256"}
 HEAD = (
     "size", "L", "slice", "mesh", "HBM GiB", "free", "state GiB", "PFLOPs", "HBM GB", "sent GB",
@@ -22,26 +25,24 @@ HEAD = (
 Row = dict[str, Any]
 
 
-def main() -> None:
-    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+def tables() -> dict[str, str]:
+    """A table of the best mesh of each cell and one of the others, of training and of sampling."""
+    lines = [json.loads(line) for line in (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = list({identity(row): row for row in lines}.values())  # of several the last
     rows.sort(key=lambda row: (list(CHIPS).index(row["topology"]), row["name"], row["length"]))
-    out = []
-    for part, title in (("train", "Training step"), ("sample", "One step of denoising")):
+    found = {}
+    for part in ("train", "sample"):
         of_part = [row for row in rows if row["part"] == part]
-        best = {id(found) for found in _best(of_part)}
+        best = {id(chosen) for chosen in _best(of_part)}
+        found[f"{part}, best meshes"] = _table([row for row in of_part if id(row) in best])
         others = [row for row in of_part if id(row) not in best]
-        out += [
-            f"{title}, the best mesh found for each cell:",
-            "",
-            *_table([row for row in of_part if id(row) in best]),
-        ]
         if others:
-            out += ["", f"{title}, what else was tried:", "", *_table(others)]
-        out.append("")
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    README.write_text(before + BEGIN + "\n" + "\n".join(out) + END + after, encoding="utf-8")
+            found[f"{part}, other meshes"] = _table(others)
+    return found
+
+
+def main() -> None:
+    documents.put(tables(), documents.of(HERE), "table.py")
 
 
 def _best(rows: list[Row]) -> list[Row]:
@@ -58,9 +59,9 @@ def _seconds(row: Row) -> float:
     return max(row["scheduled_seconds"], row["seconds"]["links"]) if row["fits"] else float("inf")
 
 
-def _table(rows: list[Row]) -> list[str]:
+def _table(rows: list[Row]) -> str:
     head = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    return head + ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    return "\n".join(head + ["| " + " | ".join(_cells(row)) + " |" for row in rows])
 
 
 def _cells(row: Row) -> list[str]:

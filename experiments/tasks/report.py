@@ -1,4 +1,4 @@
-"""Prints the tables of this study from results.json.
+"""Writes the tables of README.md from results.json.
 
 python experiments/tasks/report.py
 """
@@ -10,23 +10,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import documents
 from seq2seq_tables import Line, read, runs, scores
 
+HERE = Path(__file__).parent
 
-def tables(lines: list[Line]) -> str:
-    """What was trained for each task, and its scores on each of its tests."""
-    parts = []
+
+def tables(lines: list[Line]) -> dict[str, str]:
+    """What was trained for each task, and its scores on each of its tests, by the name of the table's place."""
+    found = {}
     for task in dict.fromkeys(line["task"] for line in lines):
         of_task = [line for line in lines if line["task"] == task]
-        parts.append(f"{task}\n\n{runs(of_task)}")
+        found[f"trainings for {task}"] = runs(of_task)
         for test in dict.fromkeys(line["test"] for line in of_task if line["split"] == "test"):
             of_test = [line for line in of_task if line["test"] == test]
-            parts.append(f"{task}, {test}\n\n{scores(of_test, 'all')}")
-    return "\n\n".join(parts)
+            found[f"{task}, {test}"] = scores(of_test, "all")
+    return found
 
 
 def main() -> None:
-    print(tables(read(Path(__file__).parent / "results.json")))
+    documents.put(tables(read(HERE / "results.json")), documents.of(HERE))
 
 
 if __name__ == "__main__":

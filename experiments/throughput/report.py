@@ -1,4 +1,4 @@
-"""Tables and the plot of README.md, from training.jsonl and decoding.jsonl.
+"""Writes the tables of README.md and draws its plot, from training.jsonl and decoding.jsonl.
 
     PYTHONPATH=.:kernels python experiments/throughput/report.py
 
@@ -11,6 +11,7 @@ The latency of a full call is fitted as a L^2 + b L + c with a, b, c >= 0, by re
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import documents
 
 HERE = Path(__file__).parent
 # PyTorch on one H200 (mamba_ssm 2.3.2, torch 2.11, CUDA graph), the same architecture: ms of a forward pass, no head
@@ -30,9 +35,10 @@ PEERS = {
 NAMES = {"diffutran": "DiffuTran", "diffumamba": "DiffuMamba", "diffumamba-h": "DiffuMamba-H", "ar": "autoregressive"}
 TOKENS_A_CALL = (8, 16)
 BLOCK = 32
+Line = dict[str, Any]
 
 
-def read(name: str) -> list[dict[str, Any]]:
+def read(name: str) -> list[Line]:
     lines = [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if "error" not in line]
 
@@ -59,10 +65,10 @@ def fit(latency: dict[int, float]) -> np.ndarray:
     return best
 
 
-def training() -> None:
+def training(lines: list[Line]) -> str:
     heads = "parameters | batch | ms a step (least-most) | tokens/s | utilisation | GiB a device | compile s | commit"
-    print(f"| run | {heads} |\n" + "|" + "---|" * 9)
-    for line in read("training.jsonl"):
+    rows = [f"| run | {heads} |", "|" + "---|" * 9]
+    for line in lines:
         devices = f" on {line['devices']} GPUs" if line["devices"] > 1 else ""
         cells = (
             f"{line['run']}{devices}",
@@ -75,18 +81,22 @@ def training() -> None:
             f"{line['compile_seconds']:.0f}",
             line["commit"],
         )
-        print(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
-def main() -> None:
-    training()
-    latency: dict[tuple[str, str], dict[int, float]] = {}
-    for line in read("decoding.jsonl"):
-        latency.setdefault((line["system"], line["kind"]), {})[line["length"]] = line["ms"]
-    full = {system: dict(sorted(ms.items())) for (system, kind), ms in latency.items() if kind == "full"}
+def latencies(lines: list[Line]) -> dict[tuple[str, str], dict[int, float]]:
+    """Milliseconds of a call by system and kind of call, then by length."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for line in lines:
+        found.setdefault((line["system"], line["kind"]), {})[line["length"]] = line["ms"]
+    return {call: dict(sorted(ms.items())) for call, ms in found.items()}
 
-    print("\n| system | L | ms a call | PyTorch | ratio | tokens/s, L/8 calls | L/16 calls | against DiffuTran |")
-    print("|" + "---|" * 8)
+
+def whole(full: dict[str, dict[int, float]]) -> str:
+    """Calls over the whole sequence, beside PyTorch and beside DiffuTran."""
+    rows = ["| system | L | ms a call | PyTorch | ratio | tokens/s, L/8 calls | L/16 calls | against DiffuTran |"]
+    rows.append("|" + "---|" * 8)
     for system, values in full.items():
         for length, ms in values.items():
             peer = PEERS[system.split()[0]].get(length)
@@ -94,36 +104,76 @@ def main() -> None:
             speeds = " | ".join(f"{p / ms * 1e3:,.1f}" for p in TOKENS_A_CALL)
             other = full.get(" ".join(["diffutran", *system.split()[1:]]), {}).get(length)
             gain = f"{other / ms:.2f}" if other and not system.startswith("diffutran") else ""
-            print(f"| {named(system)} | {length:,} | {ms:.1f} | {compared} | {speeds} | {gain} |")
+            rows.append(f"| {named(system)} | {length:,} | {ms:.1f} | {compared} | {speeds} | {gain} |")
+    return "\n".join(rows)
 
-    print("\n| system | a, ms | b, ms | c, ms | largest error of the fit |\n|---|---|---|---|---|")
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for system, values in full.items():
-        if len(values) <= 3:  # as many unknowns as points
+
+def fitted(full: dict[str, dict[int, float]]) -> dict[str, np.ndarray]:
+    """a, b, c of the systems that have more points than unknowns."""
+    return {system: fit(values) for system, values in full.items() if len(values) > 3}
+
+
+def fits(full: dict[str, dict[int, float]]) -> str:
+    rows = ["| system | a, ms | b, ms | c, ms | largest error of the fit |", "|---|---|---|---|---|"]
+    for system, (a, b, c) in fitted(full).items():
+        worst = max(abs((a * l**2 + b * l + c) / ms - 1) for l, ms in full[system].items())
+        rows.append(f"| {named(system)} | {a:.3g} L^2 | {b:.3g} L | {c:.2f} | {100 * worst:.0f}% |")
+    return "\n".join(rows)
+
+
+def cached(latency: dict[tuple[str, str], dict[int, float]]) -> str:
+    """Calls behind a cache: blocks, single tokens, Fast-dLLM's."""
+    rows = ["| system | call | L | ms | tokens/s, 32/8 calls a block | 32/16 calls |", "|---|---|---|---|---|---|"]
+    for (system, kind), values in latency.items():
+        if kind not in ("block", "token"):
             continue
-        a, b, c = fit(values)
-        worst = max(abs((a * l**2 + b * l + c) / ms - 1) for l, ms in values.items())
-        print(f"| {named(system)} | {a:.3g} L^2 | {b:.3g} L | {c:.2f} | {100 * worst:.0f}% |")
-        (line,) = axes.plot(list(values), [8 / ms * 1e3 for ms in values.values()], "o", label=named(system))
-        dense = np.geomspace(min(values), max(values), 60)
-        axes.plot(dense, 8e3 / (a * dense**2 + b * dense + c), "-", color=line.get_color(), linewidth=1)
-    others = {key: ms for key, ms in latency.items() if key[1] in ("block", "token")}
-    if others:
-        print("\n| system | call | L | ms | tokens/s, 32/8 calls a block | 32/16 calls |\n|---|---|---|---|---|---|")
-    for (system, kind), values in others.items():
-        for length, ms in sorted(values.items()):
+        for length, ms in values.items():
             per_block = [BLOCK / p + 1 for p in TOKENS_A_CALL]
             speeds = [BLOCK / (calls * ms) * 1e3 for calls in per_block] if kind == "block" else [1e3 / ms] * 2
-            print(f"| {named(system)} | {kind} | {length:,} | {ms:.2f} | {speeds[0]:,.0f} | {speeds[1]:,.0f} |")
-    for length, refresh in sorted(latency.get(("diffutran", "refresh"), {}).items()):
+            rows.append(f"| {named(system)} | {kind} | {length:,} | {ms:.2f} | {speeds[0]:,.0f} | {speeds[1]:,.0f} |")
+    for length, refresh in latency.get(("diffutran", "refresh"), {}).items():
         window = latency["diffutran", "window"][length]
         speeds = [BLOCK / (refresh + (BLOCK / p - 1) * window) * 1e3 for p in TOKENS_A_CALL]
         calls = f"| DiffuTran, Fast-dLLM | row, window | {length:,} | {refresh:.1f}, {window:.2f} "
-        print(f"{calls}| {speeds[0]:,.1f} | {speeds[1]:,.1f} |")
+        rows.append(f"{calls}| {speeds[0]:,.1f} | {speeds[1]:,.1f} |")
+    return "\n".join(rows)
+
+
+def tables() -> dict[str, str]:
+    """The tables of this study by the names of their places."""
+    latency = latencies(read("decoding.jsonl"))
+    full = {system: ms for (system, kind), ms in latency.items() if kind == "full"}
+    trained = read("training.jsonl")
+    several = [line for line in trained if line["devices"] > 1]
+    memory = [line for line in trained if line not in several and "remat=kernels" not in line["run"]]
+    return {
+        "training": training([line for line in trained if line not in several and line not in memory]),
+        "training on two GPUs": training(several),
+        "memory against time": training(memory),
+        "whole sequences": whole(full),
+        "fits": fits(full),
+        "calls behind a cache": cached(latency),
+    }
+
+
+def draw(full: dict[str, dict[int, float]], png: Path) -> None:
+    """Tokens a second over the length, points and what was fitted to them."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for system, (a, b, c) in fitted(full).items():
+        values = full[system]
+        (line,) = axes.plot(list(values), [8 / ms * 1e3 for ms in values.values()], "o", label=named(system))
+        dense = np.geomspace(min(values), max(values), 60)
+        axes.plot(dense, 8e3 / (a * dense**2 + b * dense + c), "-", color=line.get_color(), linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="length L", ylabel="tokens/s, L/8 calls over the whole sequence")
     axes.set_title("1.3B size, batch 1, bfloat16, one H200", fontsize=10)
     axes.legend()
-    figure.savefig(HERE / "throughput.png", dpi=150)
+    figure.savefig(png, dpi=150)
+
+
+def main() -> None:
+    documents.put(tables(), documents.of(HERE))
+    latency = latencies(read("decoding.jsonl"))
+    draw({system: ms for (system, kind), ms in latency.items() if kind == "full"}, HERE / "throughput.png")
 
 
 if __name__ == "__main__":

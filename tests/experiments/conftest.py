@@ -15,6 +15,10 @@ def study(monkeypatch):
     def forget():
         for module in (
             "axes",
+            "documents",
+            "front_page",
+            "table",
+            "search",
             "run",
             "mbr",
             "choices",

@@ -129,7 +129,6 @@ def test_a_report_of_some_runs_has_no_table_of_those_that_are_missing(study, mon
     of_samplers = [line | {"axis": "sampler", "sampling": {"steps": steps, "sampler": "ddim"}} for steps in (5, 10)]
     readme = tmp_path / "README.md"
     monkeypatch.setattr(report, "HERE", tmp_path)
-    monkeypatch.setattr(report, "README", readme)
     monkeypatch.setattr(sys, "argv", ["report.py", "--base=qqp"])
     for lines, there in (([line], False), ([line, *of_samplers], True)):
         (tmp_path / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
