@@ -73,6 +73,24 @@ def draw(lines: list[Line], png: Path) -> None:
     plt.close(figure)
 
 
+def seeds(lines: list[Line]) -> str:
+    """Of systems with several training seeds each seed's BLEU and iBLEU on the test rows, one sample and MBR."""
+    test = [line for line in lines if line["split"] == "test" and not line.get("curve") and "gain" not in line]
+    figures = {(line["system"], line["seed"], line["mbr"], line["subset"]): line for line in test if "seed" in line}
+    trained = sorted({name[:2] for name in figures}, key=lambda name: (name[0], str(name[1])))
+    several = [name for name in trained if [other for other, _ in trained].count(name[0]) > 1]
+    shown = [(mbr, subset) for subset in ("all", "unseen") for mbr in (1, 10)]
+    heads = [
+        f"{head}{', MBR 10' * (k > 1)}{', unseen' * (s == 'unseen')}" for k, s in shown for head in ("BLEU", "iBLEU")
+    ]
+    rows = [f"| system | seed | {' | '.join(heads)} |", "|" + "---|" * (2 + len(heads))]
+    for system, seed in several:
+        found = [figures.get((system, seed, *which)) for which in shown]
+        cells = [f"{line[name]:.4f}" if line else "–" for line in found for name in ("bleu", "ibleu")]
+        rows.append(f"| {system} | {seed} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def calls(lines: list[Line]) -> str:
     """Quality and speed of one sample against network calls, on all test rows."""
     chosen = [line for line in lines if line.get("curve") and line["split"] == "test"]
@@ -164,6 +182,7 @@ def tables() -> dict[str, str]:
         "trainings": runs(lines),
         "all test rows": scores(lines, "all"),
         "unseen test rows": scores(lines, "unseen"),
+        "seeds": seeds(lines),
         "network calls": calls(lines),
         "choices": choices(read_lines("choices.jsonl")),
         "differences": differences(read_lines("differences.jsonl")),
