@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from recipe_files import CONFIGS
 from sampling_settings import among
 from seq2seq_lines import Line, check_label, keep, lines_of
-from trainings import minutes_of, run_training, teachers
+from trainings import commit_of, minutes_of, run_training, teachers
 
 UNFINISHED = 3  # exit status
 
@@ -177,7 +177,7 @@ def score(
         "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
         "train_minutes": minutes, "train_steps": model.step, "split": options.split,
         "sampling": among(options.settings),
-    } | ({"teachers": taught_by} if taught_by else {})  # fmt: skip
+    } | ({"teachers": taught_by} if taught_by else {}) | commit_of(workdir)  # fmt: skip
     settings = among(options.settings) | {"num_samples": 1, "batch_size": options.batch_size}
     sampling = dataclasses.replace(model.config.sampling, **settings)
     chosen = [1] if options.calls else drawn_apart(options.mbr, model.config.process.kind, sampling)

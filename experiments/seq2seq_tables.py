@@ -68,8 +68,8 @@ def scores(lines: list[Line], subset: str) -> str:
 def runs(lines: list[Line]) -> str:
     """The table of what was trained for how long; a line with a label's name was trained under another.
 
-    Of two trainings with one seed it is that which the test split was scored with. The commit is that of the
-    program, where the line names it.
+    Of two trainings with one seed it is that which the test split was scored with. The commit is that of the program
+    that trained, where it is known.
     """
     trained = [line for line in lines if line["system"] != "copy" and "weights" not in line]
     trained.sort(key=lambda line: (line["split"] == "test", "gain" not in line))  # mbr.py ran no program of training

@@ -79,6 +79,14 @@ def trainings(workdirs: Sequence[Path]) -> list[Path]:
     return list(found.values())
 
 
+def commit_of(workdir: Path) -> dict[str, str]:
+    """The commit of the program that trained, where run.json has it (it ran in a clone)."""
+    run = workdir / "run.json"
+    starts = json.loads(run.read_text(encoding="utf-8")).get("starts") if run.exists() else None
+    commit = starts[0]["git_commit"] if starts else None
+    return {"commit": commit[:7]} if commit else {}
+
+
 def minutes_of(workdirs: Sequence[Path]) -> float:
     """Minutes of all trainings behind some networks; 0 of a single one that was not trained by `run_training`.
 

@@ -8,7 +8,6 @@ Of several seeds the mean is shown, and half of their range.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -128,11 +127,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", choices=BASES, required=True)
     options = parser.parse_args()
-    found = [json.loads(line) for line in (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = documents.results(HERE / "results.jsonl")
     lines = [line for line in found if line["base"] == options.base]
     if not lines:
         parser.error(f"results.jsonl has no lines of --base={options.base}: run.py makes them")
-    documents.put(tables(options.base, lines), documents.of(HERE))
+    others = [f"tables of {base}" for base in BASES]
+    documents.put(tables(options.base, lines), documents.of(HERE), others=others)
     draw(lines, HERE / f"{options.base}.png")
 
 

@@ -57,6 +57,8 @@ def gather(runs: Path) -> list[dict]:
                 row["likelihood"] = text["model"][0]
                 row["baselines"] = text["baselines"]
             found.append(row)
+    if not found:
+        raise SystemExit(f"{runs} has no run of this study: run.sh makes them")
     return found
 
 
@@ -98,7 +100,7 @@ def draw(rows: list[dict], png: Path) -> None:
 
 def tables() -> dict[str, str]:
     """A table for each text, which names its place."""
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    rows = documents.results(RESULTS)
     return {name: table(rows, recipe) for recipe, name in TEXTS.items()}
 
 
@@ -109,7 +111,7 @@ def main() -> None:
     if runs is not None:
         RESULTS.write_text(json.dumps(gather(runs)) + "\n", encoding="utf-8")
     documents.put(tables(), documents.of(HERE))
-    draw(json.loads(RESULTS.read_text(encoding="utf-8")), HERE / "curves.png")
+    draw(documents.results(RESULTS), HERE / "curves.png")
 
 
 if __name__ == "__main__":

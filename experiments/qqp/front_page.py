@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from seq2seq_tables import Line, cell
@@ -40,20 +41,26 @@ def table(lines: list[Line]) -> str:
     rows = [f"| {heads} | BLEU, unseen |", "|" + "---|" * 10]
     for system, called in SYSTEMS.items():
         of_system = [line for line in test if line["system"] == system]
-        one, ten = ([line for line in of_system if line["mbr"] == k and not line["curve"]] for k in (1, 10))
+        one, ten = ([line for line in of_system if line["mbr"] == k and not line.get("curve")] for k in (1, 10))
         trained = _all(one) or _all(ten)
-        if not trained:
-            raise SystemExit(f"results.json has no test line of {system}, which the front page shows")
+        _there(trained, f"test line of {system}")
         rows.append(
             f"| {called} | {trained[0]['params'] / 1e6:.0f}M | {_seeds(_all(one), _all(ten))} | {_minutes(trained)} "
             f"| {_calls(trained[0])} | {_figures(one, ten)} |"
         )
-        few = [line for line in of_system if line["curve"] and line["steps"] == FEW_CALLS.get(system)]
-        if few:
+        if system in FEW_CALLS:
+            few = [line for line in of_system if line.get("curve") and line["steps"] == FEW_CALLS[system]]
+            _there(few, f"line of {system} with {FEW_CALLS[system]} steps")
             rows.append(f"| the same, fewer calls | | {len(_all(few))} | | {_calls(few[0])} | {_figures(few, [])} |")
     copy = [line for line in test if line["system"] == "copy"]
+    _there(copy, "test line of copying")
     rows += [PUBLISHED, f"| copying the source | | | none | 0 | {_figures(copy, [])} |"]
     return "\n".join(rows)
+
+
+def _there(lines: list[Line], what: str) -> None:
+    if not lines:
+        raise SystemExit(f"results.json has no {what}, which the front page shows: run.py makes it")
 
 
 def _all(lines: list[Line]) -> list[Line]:
@@ -62,7 +69,7 @@ def _all(lines: list[Line]) -> list[Line]:
 
 def _seeds(one: list[Line], ten: list[Line]) -> str:
     if one and ten and len(one) != len(ten):
-        return f"{len(one)}, MBR {len(ten)}"
+        return f"{len(one)} ({len(ten)} with MBR)"
     return str(len(one) or len(ten))
 
 
@@ -84,4 +91,4 @@ def _figures(one: list[Line], ten: list[Line]) -> str:
     unseen = [line for line in one if line["subset"] == "unseen"]
     asked = [(_all(group), name) for group in (one, ten) for name in ("bleu", "ibleu")] + [(unseen, "bleu")]
     # without the zero before the point
-    return " | ".join(cell(lines, name, ".3f").replace("0.", ".") if lines else "–" for lines, name in asked)
+    return " | ".join(re.sub(r"\b0\.", ".", cell(lines, name, ".3f")) if lines else "–" for lines, name in asked)

@@ -10,7 +10,6 @@ small one. choices.jsonl holds the lines of choices.py, differences.jsonl those 
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -171,10 +170,6 @@ def _calls(line: Line) -> float:
     return line["network_calls"]
 
 
-def read_lines(name: str) -> list[Line]:
-    return [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
-
-
 def tables() -> dict[str, str]:
     """Every table of this study by the name of its place."""
     lines = read(HERE / "results.json")
@@ -184,11 +179,11 @@ def tables() -> dict[str, str]:
         "unseen test rows": scores(lines, "unseen"),
         "seeds": seeds(lines),
         "network calls": calls(lines),
-        "choices": choices(read_lines("choices.jsonl")),
-        "differences": differences(read_lines("differences.jsonl")),
+        "choices": choices(documents.results(HERE / "choices.jsonl")),
+        "differences": differences(documents.results(HERE / "differences.jsonl")),
     }
     for name in ("sampling.jsonl", "padding_apart.jsonl"):
-        tried = read_lines(name)
+        tried = documents.results(HERE / name)
         for system in dict.fromkeys(TOGETHER.get(line["system"], line["system"]) for line in tried):
             found[f"tried: {system}"] = sampling(
                 [one for one in tried if system in (one["system"], TOGETHER.get(one["system"]))]
@@ -197,9 +192,10 @@ def tables() -> dict[str, str]:
 
 
 def main() -> None:
-    documents.put(tables(), documents.of(HERE))
     lines = read(HERE / "results.json")
-    documents.put({front_page.NAME: front_page.table(lines)}, [front_page.README], front_page.SCRIPT)
+    of_front_page = {front_page.NAME: front_page.table(lines)}  # before anything is written: it may be refused
+    documents.put(tables(), documents.of(HERE))
+    documents.put(of_front_page, [front_page.README], front_page.SCRIPT)
     draw(lines, HERE / "calls.png")
 
 

@@ -5,7 +5,6 @@ python experiments/qqp_gaussian/report.py
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -54,13 +53,13 @@ def draw(curves: dict[str, dict[str, list[float]]], png: Path) -> None:
 
 def tables() -> dict[str, str]:
     """The tables of this study by the names of their places."""
-    rows = json.loads((HERE / "results.json").read_text(encoding="utf-8"))
+    rows = documents.results(HERE / "results.json")
     return {f"{subset} test rows": table(rows, subset) for subset in ("all", "unseen")}
 
 
 def main() -> None:
     documents.put(tables(), documents.of(HERE))
-    draw(json.loads((HERE / "curves.json").read_text(encoding="utf-8")), HERE / "loss.png")
+    draw(documents.results(HERE / "curves.json"), HERE / "loss.png")
 
 
 if __name__ == "__main__":

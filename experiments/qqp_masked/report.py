@@ -23,6 +23,8 @@ DIGITS = {"length": ".1f", "network_calls": ".1f"}
 
 def gather(run: Path) -> list[dict]:
     """The rows of every report in a run's folder, on all test rows and on the unseen ones."""
+    if not (run / "run.json").exists():
+        raise SystemExit(f"{run} has no run.json: run.sh trains and scores into it")
     process = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["process"]
     training = process["weighting"] + (", smoothed" if process["label_smoothing"] else "")
     rows = []
@@ -39,6 +41,8 @@ def gather(run: Path) -> list[dict]:
             copy |= {f: systems["copy"][f] for f in FIGURES}
             if copy not in rows:
                 rows.append(copy)
+    if not rows:
+        raise SystemExit(f"{run} has no report of the test split: run.sh writes them")
     return rows
 
 
@@ -48,7 +52,7 @@ def table(rows: list[dict]) -> str:
         "| training | decoding | BLEU | ROUGE-L | iBLEU | BLEU-src | dist-1 | length | calls |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: row["training"] is None):  # copying last
+    for row in sorted(rows, key=_place):
         decoding = [row["sampler"]]
         if row["training"] is not None:
             if row["sampler"] == "confidence":
@@ -60,9 +64,15 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def _place(row: dict) -> tuple:
+    """By training and how tokens are chosen, then by steps; copying last."""
+    chosen = [row.get(name) or 0 for name in ("threshold", "temperature", "steps")]
+    return row["training"] is None, row["training"] or "", row["sampler"], row.get("score") or "", *chosen
+
+
 def tables() -> dict[str, str]:
     """A table for each split of the lines of results.json, which names its place."""
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+    rows = documents.results(RESULTS)
     return {split: table([row for row in rows if row["split"] == split]) for split in {row["split"]: 0 for row in rows}}
 
 
@@ -71,7 +81,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="workdir that run.sh wrote into")
     run = parser.parse_args().run
     if run is not None:
-        rows = json.loads(RESULTS.read_text(encoding="utf-8"))
+        rows = documents.results(RESULTS)
         rows = [row for row in rows if not row["split"].startswith("test")] + gather(run)
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     documents.put(tables(), documents.of(HERE))

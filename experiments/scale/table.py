@@ -5,7 +5,6 @@ python experiments/scale/table.py
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ Row = dict[str, Any]
 
 def tables() -> dict[str, str]:
     """A table of the best mesh of each cell and one of the others, of training and of sampling."""
-    lines = [json.loads(line) for line in (HERE / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = documents.results(HERE / "results.jsonl")
     rows = list({identity(row): row for row in lines}.values())  # of several the last
     rows.sort(key=lambda row: (list(CHIPS).index(row["topology"]), row["name"], row["length"]))
     found = {}

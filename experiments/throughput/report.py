@@ -10,7 +10,6 @@ The latency of a full call is fitted as a L^2 + b L + c with a, b, c >= 0, by re
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,7 @@ Line = dict[str, Any]
 
 
 def read(name: str) -> list[Line]:
-    lines = [json.loads(line) for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if "error" not in line]
+    return [line for line in documents.results(HERE / name) if "error" not in line]
 
 
 def named(system: str) -> str:

@@ -66,6 +66,8 @@ def test_a_system_is_trained_scored_and_scored_again(tmp_path, study, run):
     one, two = (next(line for line in lines if (line["subset"], line["mbr"]) == ("all", k)) for k in (1, 2))
     assert {line["rows"] for line in lines if line["subset"] == "unseen"} == {2}
     assert (one["rows"], one["train_steps"], one["network_calls"], two["network_calls"]) == (6, 3, 2, 4)
+    start = json.loads((tmp_path / "runs" / "DiffuTran-0" / "run.json").read_text())["starts"][0]
+    assert one.get("commit") == (start["git_commit"] and start["git_commit"][:7])  # of what trained
     assert one["sentences_per_s"] > 0 and two["sentences_per_s"] is None and one["train_minutes"] > 0
     assert len(json.loads((tmp_path / "runs" / "DiffuTran-0" / "first_rows_test.json").read_text())) == 6
 
