@@ -28,9 +28,9 @@ source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training 
 All have 65 to 66 million parameters: MLPs of attention layers in hybrids are as much wider as attention is smaller, the
 Transformer is deeper. Those trained for 20,000 steps copy less (a lower BLEU against the source), hence more iBLEU. It
 is not n alone, which a Transformer has not; steps and dropout were not tried apart there (8,000 steps with dropout .2
-copied more, not less). A hybrid of width 768 (141M, 10.8 minutes) has the likelihood of the best seed, and no
-more BLEU. `evaluate --mbr_gain=ibleu` chooses samples that copy less (tried with :h, three variants of it, :tran and
-those distilled). :ar and :ar-mamba have :long's settings of training, but for the steps. The autoregressive ones take 33
+copied more, not less). A hybrid of width 768 (141M, 10.8 minutes) has the likelihood of the best seed, and no more
+BLEU. `evaluate --mbr_gain=ibleu` chooses samples that copy less (tried with :h, three variants of it, :tran and those
+distilled). :ar and :ar-mamba have :long's settings of training, but for the steps. The autoregressive ones take 33
 calls of one position each. More in experiments/qqp, and in experiments/qqp_masked, whose training was another.
 --steps=4, 8 or 32 with `evaluate` and `sample` changes the number of calls (with :long --length_choice=first asks for
 --end_bias=0, too). MBR beside --mbr=10, without which all samples would be the same:
