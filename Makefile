@@ -52,7 +52,7 @@ format: $(DEV) ## Formats the code and mends what ruff can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-tables: $(DEV) ## Writes the tables of experiments/ and of README.md, and draws their plots, from the results there (parameters are counted anew)
+tables: $(DEV) ## Writes the tables of experiments/ and README.md from the results there, draws their plots
 	@for study in qqp qqp_gaussian qqp_masked tasks masked_lm throughput diffumamba_parameters; do \
 	  $(BIN)/python experiments/$$study/report.py || exit 1; done
 	@for base in generated qqp; do $(BIN)/python experiments/ablations/report.py --base=$$base || exit 1; done

@@ -9,24 +9,11 @@ document of the study: its README.md or another Markdown file in its folder or b
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from dimba_jax.files import write_whole
-
-
-def results(path: Path) -> list[Any] | dict[str, Any]:
-    """A file of results: a JSON document, or of *.jsonl the values of its lines.
-
-    Raises SystemExit if there is none.
-    """
-    if not path.exists():
-        raise SystemExit(f"{path} is not there: the scripts of {path.parent} make it (its README.md has the commands)")
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
 
 
 def of(folder: Path) -> list[Path]:

@@ -177,7 +177,7 @@ def score(
         "params": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.denoiser, nnx.Param))),
         "train_minutes": minutes, "train_steps": model.step, "split": options.split,
         "sampling": among(options.settings),
-    } | ({"teachers": taught_by} if taught_by else {}) | commit_of(workdir)  # fmt: skip
+    } | ({"teachers": taught_by} if taught_by else {}) | ({} if others else commit_of(workdir))  # fmt: skip
     settings = among(options.settings) | {"num_samples": 1, "batch_size": options.batch_size}
     sampling = dataclasses.replace(model.config.sampling, **settings)
     chosen = [1] if options.calls else drawn_apart(options.mbr, model.config.process.kind, sampling)

@@ -5,9 +5,7 @@ A figure of several training seeds is their mean, with half of their range behin
 
 from __future__ import annotations
 
-import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 FIGURES = {
@@ -24,12 +22,6 @@ FIGURES = {
     "sentences_per_s": ("sentences/s", ",.0f"),
 }
 Line = dict[str, Any]
-
-
-def read(path: Path) -> list[Line]:
-    if not path.exists():
-        raise SystemExit(f"{path} is not there yet: run.py beside it makes it")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def grouped(lines: list[Line]) -> dict[tuple[str, int, str], list[Line]]:

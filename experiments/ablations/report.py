@@ -16,6 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import documents
+import result_files
 from axes import BASES, RUNS
 from seq2seq_tables import cell
 
@@ -127,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", choices=BASES, required=True)
     options = parser.parse_args()
-    found = documents.results(HERE / "results.jsonl")
+    found = result_files.read(HERE / "results.jsonl")
     lines = [line for line in found if line["base"] == options.base]
     if not lines:
         parser.error(f"results.jsonl has no lines of --base={options.base}: run.py makes them")

@@ -1,6 +1,6 @@
 """Gathers the runs of this study, writes the tables of README.md and draws its curves.
 
-python experiments/masked_lm/report.py --runs=runs/masked_lm    # reads the runs first
+python experiments/masked_lm/report.py --runs=runs/masked_lm    # reads the runs first, all of a text
 python experiments/masked_lm/report.py                          # of what stands in results.json
 """
 
@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import documents
+import result_files
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -100,7 +101,7 @@ def draw(rows: list[dict], png: Path) -> None:
 
 def tables() -> dict[str, str]:
     """A table for each text, which names its place."""
-    rows = documents.results(RESULTS)
+    rows = result_files.read(RESULTS)
     return {name: table(rows, recipe) for recipe, name in TEXTS.items()}
 
 
@@ -109,9 +110,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder that run.sh wrote into")
     runs = parser.parse_args().runs
     if runs is not None:
-        RESULTS.write_text(json.dumps(gather(runs)) + "\n", encoding="utf-8")
+        found = gather(runs)
+        anew = {row["recipe"] for row in found}
+        kept = [row for row in result_files.read(RESULTS) if row["recipe"] not in anew] if RESULTS.exists() else []
+        rows = sorted([*kept, *found], key=lambda row: list(TEXTS).index(row["recipe"]))
+        RESULTS.write_text(json.dumps(rows) + "\n", encoding="utf-8")
     documents.put(tables(), documents.of(HERE))
-    draw(documents.results(RESULTS), HERE / "curves.png")
+    draw(result_files.read(RESULTS), HERE / "curves.png")
 
 
 if __name__ == "__main__":

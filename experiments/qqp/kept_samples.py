@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from result_files import read
 from run import workdir_of
 from seq2seq import samples_file
 from seq2seq_lines import Line, lines_of
-from seq2seq_tables import read
 
 from dimba_jax.data.examples import DataError
 from dimba_jax.evals.records import Record, read_records

@@ -23,10 +23,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from kept_samples import Kept
+from result_files import read
 from run import SYSTEMS, workdir_of
 from seq2seq import numbers
 from seq2seq_lines import Line, check_label, keep, lines_of
-from seq2seq_tables import read
 from trainings import minutes_of
 
 from dimba_jax.data.examples import DataError

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import documents
 import front_page
+import result_files
 from sampling_settings import DEFAULTS
-from seq2seq_tables import FIGURES, Line, read, runs, scores
+from seq2seq_tables import FIGURES, Line, runs, scores
 
 HERE = Path(__file__).parent
 TRIED = {
@@ -172,18 +173,18 @@ def _calls(line: Line) -> float:
 
 def tables() -> dict[str, str]:
     """Every table of this study by the name of its place."""
-    lines = read(HERE / "results.json")
+    lines = result_files.read(HERE / "results.json")
     found = {
         "trainings": runs(lines),
         "all test rows": scores(lines, "all"),
         "unseen test rows": scores(lines, "unseen"),
         "seeds": seeds(lines),
         "network calls": calls(lines),
-        "choices": choices(documents.results(HERE / "choices.jsonl")),
-        "differences": differences(documents.results(HERE / "differences.jsonl")),
+        "choices": choices(result_files.read(HERE / "choices.jsonl")),
+        "differences": differences(result_files.read(HERE / "differences.jsonl")),
     }
     for name in ("sampling.jsonl", "padding_apart.jsonl"):
-        tried = documents.results(HERE / name)
+        tried = result_files.read(HERE / name)
         for system in dict.fromkeys(TOGETHER.get(line["system"], line["system"]) for line in tried):
             found[f"tried: {system}"] = sampling(
                 [one for one in tried if system in (one["system"], TOGETHER.get(one["system"]))]
@@ -192,7 +193,7 @@ def tables() -> dict[str, str]:
 
 
 def main() -> None:
-    lines = read(HERE / "results.json")
+    lines = result_files.read(HERE / "results.json")
     of_front_page = {front_page.NAME: front_page.table(lines)}  # before anything is written: it may be refused
     documents.put(tables(), documents.of(HERE))
     documents.put(of_front_page, [front_page.README], front_page.SCRIPT)

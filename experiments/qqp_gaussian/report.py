@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import documents
+import result_files
 
 HERE = Path(__file__).parent
 COLUMNS = ("bleu", "rouge_l", "ibleu", "bleu_source", "dist1", "self_bleu", "div4", "length", "network_calls")
@@ -53,13 +54,13 @@ def draw(curves: dict[str, dict[str, list[float]]], png: Path) -> None:
 
 def tables() -> dict[str, str]:
     """The tables of this study by the names of their places."""
-    rows = documents.results(HERE / "results.json")
+    rows = result_files.read(HERE / "results.json")
     return {f"{subset} test rows": table(rows, subset) for subset in ("all", "unseen")}
 
 
 def main() -> None:
     documents.put(tables(), documents.of(HERE))
-    draw(documents.results(HERE / "curves.json"), HERE / "loss.png")
+    draw(result_files.read(HERE / "curves.json"), HERE / "loss.png")
 
 
 if __name__ == "__main__":

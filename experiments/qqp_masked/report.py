@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import documents
+import result_files
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -72,7 +73,7 @@ def _place(row: dict) -> tuple:
 
 def tables() -> dict[str, str]:
     """A table for each split of the lines of results.json, which names its place."""
-    rows = documents.results(RESULTS)
+    rows = result_files.read(RESULTS)
     return {split: table([row for row in rows if row["split"] == split]) for split in {row["split"]: 0 for row in rows}}
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="workdir that run.sh wrote into")
     run = parser.parse_args().run
     if run is not None:
-        rows = documents.results(RESULTS)
+        rows = result_files.read(RESULTS)
         rows = [row for row in rows if not row["split"].startswith("test")] + gather(run)
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     documents.put(tables(), documents.of(HERE))

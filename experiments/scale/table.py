@@ -12,6 +12,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import documents
+import result_files
 from search import identity
 
 HERE = Path(__file__).parent
@@ -26,7 +27,7 @@ Row = dict[str, Any]
 
 def tables() -> dict[str, str]:
     """A table of the best mesh of each cell and one of the others, of training and of sampling."""
-    lines = documents.results(HERE / "results.jsonl")
+    lines = result_files.read(HERE / "results.jsonl")
     rows = list({identity(row): row for row in lines}.values())  # of several the last
     rows.sort(key=lambda row: (list(CHIPS).index(row["topology"]), row["name"], row["length"]))
     found = {}

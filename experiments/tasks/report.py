@@ -11,7 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import documents
-from seq2seq_tables import Line, read, runs, scores
+import result_files
+from seq2seq_tables import Line, runs, scores
 
 HERE = Path(__file__).parent
 
@@ -29,7 +30,7 @@ def tables(lines: list[Line]) -> dict[str, str]:
 
 
 def main() -> None:
-    documents.put(tables(read(HERE / "results.json")), documents.of(HERE))
+    documents.put(tables(result_files.read(HERE / "results.json")), documents.of(HERE))
 
 
 if __name__ == "__main__":

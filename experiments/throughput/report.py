@@ -23,6 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import documents
+import result_files
 
 HERE = Path(__file__).parent
 # PyTorch on one H200 (mamba_ssm 2.3.2, torch 2.11, CUDA graph), the same architecture: ms of a forward pass, no head
@@ -38,7 +39,7 @@ Line = dict[str, Any]
 
 
 def read(name: str) -> list[Line]:
-    return [line for line in documents.results(HERE / name) if "error" not in line]
+    return [line for line in result_files.read(HERE / name) if "error" not in line]
 
 
 def named(system: str) -> str:

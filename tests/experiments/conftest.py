@@ -16,6 +16,7 @@ def study(monkeypatch):
         for module in (
             "axes",
             "documents",
+            "result_files",
             "front_page",
             "table",
             "search",

@@ -93,13 +93,14 @@ def test_what_is_no_table_and_a_name_in_two_documents_are_refused(documents, tmp
     assert (tmp_path / "README.md").read_text() == TEXT
 
 
-def test_results_that_are_not_there_are_asked_for(documents, tmp_path):
+def test_results_that_are_not_there_are_asked_for(study, tmp_path):
+    read = study(".", "result_files").read
     (tmp_path / "a.jsonl").write_text('{"b": 1}\n[2]\n')
     (tmp_path / "a.json").write_text('{"b":\n1}')
-    assert documents.results(tmp_path / "a.jsonl") == [{"b": 1}, [2]]
-    assert documents.results(tmp_path / "a.json") == {"b": 1}
-    with pytest.raises(SystemExit, match="none.jsonl is not there: the scripts of"):
-        documents.results(tmp_path / "none.jsonl")
+    assert read(tmp_path / "a.jsonl") == [{"b": 1}, [2]]
+    assert read(tmp_path / "a.json") == {"b": 1}
+    with pytest.raises(SystemExit, match="none.jsonl is not there yet: the scripts"):
+        read(tmp_path / "none.jsonl")
 
 
 def of_results(report):
@@ -139,8 +140,9 @@ def test_every_document_with_marks_is_of_a_study_that_is_compared():
         if "<!-- end of " in path.read_text()
     }
     assert marked == {folder for folder, _, _ in STUDIES}
-    made = (EXPERIMENTS.parent / "Makefile").read_text()
-    assert all(folder in made for folder in marked)  # make tables
+    (made,) = re.findall(r"^tables: .*\n((?:\t.*\n)+)", (EXPERIMENTS.parent / "Makefile").read_text(), re.MULTILINE)
+    (several,) = re.findall(r"for study in ([\w ]+);", made)
+    assert sorted([*several.split(), *re.findall(r"experiments/(\w+)/", made)]) == sorted(marked)
 
 
 @pytest.mark.parametrize(("folder", "script", "tables"), STUDIES)
@@ -177,6 +179,24 @@ def test_counts_of_the_parameters_are_those_of_the_recipes(study):
     report = study("diffumamba_parameters", "report")
     found = report.parts(report.recipe("diffumamba").VARIANTS["240m-h"])
     assert found == json.loads((report.HERE / "results.json").read_text())["counts"]["240m-h"]
+
+
+def test_runs_of_one_text_leave_those_of_the_other(study, monkeypatch, tmp_path):
+    report = study("masked_lm", "report")
+    copy = tmp_path / "masked_lm"
+    shutil.copytree(report.HERE, copy)
+    monkeypatch.setattr(report, "HERE", copy)
+    monkeypatch.setattr(report, "RESULTS", copy / "results.json")
+    before = json.loads((copy / "results.json").read_text())
+    found = [row | {"steps": 7} for row in before if row["recipe"] == "wikitext2"]
+    monkeypatch.setattr(report, "gather", lambda runs: found)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--runs=runs"])
+    report.main()
+    kept = [row for row in before if row["recipe"] == "shakespeare"]
+    assert json.loads((copy / "results.json").read_text()) == [*found, *kept] and len(kept) == 5
+    monkeypatch.undo()
+    with pytest.raises(SystemExit, match="has no run of this study"):
+        report.gather(tmp_path / "nothing")
 
 
 def test_the_table_of_the_front_page_is_that_of_the_results(study):

@@ -27,7 +27,8 @@ def finished(workdir, seconds, steps=7, step=7, seed=0, says=None, **groups):
     groups["training"] = {"steps": steps} | groups.get("training", {})
     config = saved_config(**groups)
     save_model(workdir, config, step=step, seed=seed, says=says)
-    (workdir / "run.json").write_text(json.dumps({"config": to_dict(config)}))
+    starts = [{"git_commit": commit} for commit in ("abcdef0123", "0123abcdef")]  # the second went on
+    (workdir / "run.json").write_text(json.dumps({"config": to_dict(config), "starts": starts}))
     (workdir / "wall.json").write_text(json.dumps(seconds))
 
 
@@ -72,7 +73,9 @@ def test_a_line_of_networks_that_write_together(tmp_path, run):
     line = found["all"]
     assert (line["seed"], line["weights"], line["network_calls"]) == ("3+4+5", "DiffuTran", 6)  # of two steps
     assert line["train_minutes"] == 1.5 + 2.0 + 2.5 + 3 * 1.0 and line["train_steps"] == 7
+    assert "commit" not in line  # each may have its own
     assert run(*SEED, "--mbr=1")[0] == 0
+    assert lines_of(tmp_path, "DiffuTran")["all"]["commit"] == "abcdef0"
     alone = lines_of(tmp_path, "DiffuTran")["all"]
     assert (alone["seed"], alone["network_calls"], alone["train_minutes"]) == (3, 2, 2.5) and "weights" not in alone
     assert line["params"] == 3 * alone["params"] > 0
