@@ -10,19 +10,20 @@ names the other ways to get the data. The data is that of configs/qqp.py.
 
 Hardware: one H200 (or another GPU with bfloat16). The 2,500 test rows, 16 network calls, and MBR over ten; copying the
 source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h seven (with MBR five), of
-:tran five, of :h distilled three, the slowest beside other work:
+:tran seven, of :h distilled three, of :tran distilled two, of :ar-mamba two (with MBR one), the slowest beside other
+work:
 
   variant     network                                       minutes  BLEU   iBLEU  MBR: BLEU  iBLEU
   (none)      bidirectional Mamba-2, 8 layers, d 512, n 128  6.6     .284   .129   .291       .132
   :h          the same, attention in layers 0 and 5        6.3-8.5   .291   .131   .296       .133
   :h, distilled from two of it (below)                     23.6-24.3 .302   .133   .307       .136
-  :tran       Transformer, 12 layers                       4.9-6.0   .292   .127   .297       .129
-  :tran, distilled from two of it                          18.4      .301   .130   .304       .131
+  :tran       Transformer, 12 layers                       4.7-6.0   .291   .126   .297       .129
+  :tran, distilled from two of it                          17.3-18.4 .300   .128   .302       .129
   :long       Mamba-2 with n 64, 20,000 steps                14.3    .276   .136   .284       .142
   :long-h     the same, attention in layers 0 and 5          14.5    (validation: .292, .151; .303, .158)
   :long-tran  Transformer, 12 layers, 20,000 steps           11.5    (validation: .298, .154)  .294  .150
   :ar         autoregressive Transformer, 14 layers, d 576   4.5     .265   .134   .270       .138
-  :ar-mamba   autoregressive Mamba-2, 15 layers, d 512       5.2     .244   .129   -          -
+  :ar-mamba   autoregressive Mamba-2, 15 layers, d 512       4.8-5.2 .245   .129   .250       .131
   :smoke      the first's recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 
 All have 65 to 66 million parameters: MLPs of attention layers in hybrids are as much wider as attention is smaller, the
@@ -40,9 +41,10 @@ calls of one position each. More in experiments/qqp, and in experiments/qqp_mask
   :long       --score_noise=1
   :long-tran  --score_noise=1 --score=probability --end_bias=-2 --nopadding_apart
   :ar         --temperature=.3
+  :ar-mamba   --temperature=.5
 
 Distilled, each of the three with a workdir and a --seed of its own; the minutes are those of all three. Of :h three
-students were trained, two of them behind the same teachers, of :tran one:
+students were trained, two of them behind the same teachers, of :tran two, each behind teachers of its own:
 
     python -m dimba_jax.train --config=configs/qqp_masked.py:h --workdir=runs/student --config.data.path=DIR \
         --config.training.teachers=runs/a,runs/b --config.process.distillation=0.5
