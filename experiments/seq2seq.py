@@ -28,6 +28,7 @@ class System(NamedTuple):
     recipe: str  # of configs/, with its variant
     objective: str
     backbone: str
+    settings: tuple[str, ...] = ()  # flags of train beside the recipe; those given come later
 
     @property
     def config(self) -> str:
@@ -101,7 +102,8 @@ def train(system: System, workdir: Path, options: argparse.Namespace, settings: 
     """
     if options.calls or options.score_only:
         return
-    flags = [f"--config.data.path={options.data}", f"--seed={options.seed}", *settings, *options.settings]
+    flags = [f"--config.data.path={options.data}", f"--seed={options.seed}"]
+    flags += [*system.settings, *settings, *options.settings]
     status = run_training(system.config, workdir, flags, options.minutes)
     if status not in (None, 0, -signal.SIGTERM, 128 + signal.SIGTERM):
         raise SystemExit(f"training ended with status {status}")

@@ -8,10 +8,11 @@
         --label="DiffuMamba-H, mean of two"   # a step is a network call of each
 
 DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a recipe of configs/, whose sampling settings
-were chosen on the validation split. Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is
-told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its processes from
-start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing to do, too), and
-those of the networks it learned from.
+were chosen on the validation split; "DiffuTran equal time" has the steps that take a GPU as long as DiffuMamba-H's.
+Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is told to save and end, and the exit
+status is 3 until it is done. Minutes of training are those of its processes from start to end, compilation, validation
+and checkpoints included, over all starts (one that finds nothing to do, too), and those of the networks it learned
+from.
 All samples of a row are kept in the workdir (mbr.py and `evaluate --samples` read them), but for those of --calls,
 --label or --limit.
 --calls scores one sample for each number of sampling steps, --score_only what is trained already; with --label their
@@ -43,6 +44,7 @@ SYSTEMS = {
     "DiffuMamba-H distilled": System("qqp_masked:h", "masked", "Mamba-2 and attention"),
     "DiffuTran": System("qqp_masked:tran", "masked", "Transformer"),
     "DiffuTran distilled": System("qqp_masked:tran", "masked", "Transformer"),
+    "DiffuTran equal time": System("qqp_masked:tran", "masked", "Transformer", ("--config.training.steps=10000",)),
     "DiffuMamba long": System("qqp_masked:long", "masked", "Mamba-2"),
     "DiffuMamba-H long": System("qqp_masked:long-h", "masked", "Mamba-2 and attention"),
     "DiffuTran long": System("qqp_masked:long-tran", "masked", "Transformer"),

@@ -262,3 +262,15 @@ def test_sampling_settings_from_text(study):
     for wrong in ("step=5", "steps=a", "anchors=1", "steps=5;steps=6", "remask_window=0.1"):
         with pytest.raises(ValueError, match="step|anchors|remask_window"):
             settings.grid(wrong)
+
+
+def test_what_a_system_sets_is_handed_to_training_before_the_flags(tmp_path, study, monkeypatch):
+    seq2seq, systems = study("qqp", "seq2seq"), study("qqp", "run").SYSTEMS
+    handed = []
+    monkeypatch.setattr(seq2seq, "run_training", lambda config, workdir, flags, minutes: handed.append(flags) or 0)
+    given = {"calls": [], "score_only": False, "minutes": None, "settings": ["--config.a=1"]}
+    options = SimpleNamespace(data=tmp_path, seed=3, **given)
+    seq2seq.train(systems["DiffuTran equal time"], tmp_path, options, ["--config.b=2"])
+    seq2seq.train(systems["DiffuTran"], tmp_path, options)
+    both = [f"--config.data.path={tmp_path}", "--seed=3"]
+    assert handed == [[*both, "--config.training.steps=10000", "--config.b=2", "--config.a=1"], [*both, "--config.a=1"]]
