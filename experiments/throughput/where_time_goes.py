@@ -1,9 +1,11 @@
-"""Where the time of a training step goes, kernel by kernel, read from JAX's own profile of it.
+"""Where the time of a training step or a sampling call goes, kernel by kernel, read from JAX's own profile of it.
 
     PYTHONPATH=.:kernels python experiments/throughput/where_time_goes.py --run "240m remat=kernels" --trace=trace
+    PYTHONPATH=.:kernels python experiments/throughput/where_time_goes.py --call "diffutran unroll" --length 4096
 
 On a GPU. Prints a table of what kind of work the kernels of a step do, and the longest ones. The folder --trace keeps
-the profile for TensorBoard or Perfetto. Runs are those of training.py.
+the profile for TensorBoard or Perfetto. Runs are those of training.py, calls those over a whole sequence of
+decoding.py: systems of --size, one row.
 """
 
 from __future__ import annotations
@@ -14,16 +16,21 @@ import json
 import re
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
+from decoding import calls, config_of, network  # noqa: E402
 from steps import Step  # noqa: E402
 from training import settings  # noqa: E402
 
 STEPS = 3
+CALLS = 10  # of one program
 # the first kind whose pattern is found in a kernel's name, its instruction and where that comes from
 KINDS = (
     ("scans (ssd)", r"^(chunk_|decay|pass_|outputs|gradients|states)|chunk_outputs|chunk_states|chunk_gradients"),
@@ -37,15 +44,47 @@ KINDS = (
 )
 
 
-def kernels(run: str, rows: int, length: int, trace: Path) -> tuple[dict[tuple[str, str, str], float], float]:
-    """Milliseconds a step by kernel, instruction and origin; and those of a whole step."""
+class Work(NamedTuple):
+    """What is profiled, compiled and run before."""
+
+    name: str
+    ms: float  # of one piece
+    again: Callable[[], object]  # does all its pieces and waits for them
+    pieces: int
+    program: str
+
+
+def steps(run: str, rows: int, length: int) -> Work:
+    """Training steps of one of training.py's runs."""
     config, mesh = settings(run, rows, length)
     step = Step(config, 1, mesh)
     step.run(3)
     ms = step.run(5)[0]
+    return Work(f"{run}, a step", ms, lambda: step.run(STEPS), STEPS, step.program.as_text() or "")
+
+
+def sampling_calls(system: str, size: str, length: int) -> Work:
+    """Calls over a whole sequence of one of decoding.py's systems, one after another in a program, as it times them."""
+    config = config_of(size, system)
+    graphdef, params = network(config)
+    tokens = jax.random.randint(jax.random.key(0), (1, length), 0, config.tokenizer.vocab_size - 1)
+    program = calls("full", config, graphdef, length, CALLS)[0].lower(params, tokens, None).compile()
+
+    def again() -> None:
+        program(params, tokens, None).block_until_ready()
+
+    again()
+    began = time.perf_counter()
+    again()
+    ms = 1e3 * (time.perf_counter() - began) / CALLS
+    return Work(f"{size} {system}, a call of {length:,} positions", ms, again, CALLS, program.as_text() or "")
+
+
+def kernels(work: Work, trace: Path) -> dict[tuple[str, str, str], float]:
+    """Milliseconds of a piece by kernel, instruction and origin."""
     with jax.profiler.trace(str(trace)):
-        step.run(STEPS)
-    origins = dict(re.findall(r'%?([\w.\-]+) = .*?op_name="([^"]*)"', step.program.as_text() or ""))
+        work.again()
+    origins = dict(re.findall(r'%?([\w.\-]+) = .*?op_name="([^"]*)"', work.program))
     (profile,) = trace.rglob("*.xplane.pb")
     found: dict[tuple[str, str, str], float] = collections.defaultdict(float)
     for plane in jax.profiler.ProfileData.from_file(str(profile)).planes:
@@ -54,10 +93,10 @@ def kernels(run: str, rows: int, length: int, trace: Path) -> tuple[dict[tuple[s
                 for event in line.events:
                     instruction = str(dict(event.stats).get("hlo_op", ""))
                     key = event.name, instruction, origins.get(instruction, "")
-                    found[key] += event.duration_ns / 1e6 / STEPS
+                    found[key] += event.duration_ns / 1e6 / work.pieces
     if not found:
         raise SystemExit("the profile holds no kernels: it is read from a GPU's")
-    return found, ms
+    return found
 
 
 def kind(key: tuple[str, str, str]) -> str:
@@ -67,22 +106,28 @@ def kind(key: tuple[str, str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default="240m remat=kernels")
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--run", default="240m remat=kernels", help="of training.py")
+    parser.add_argument("--call", help="of decoding.py instead: the system")
+    parser.add_argument("--size", default="1b3", help="of a --call")
+    parser.add_argument("--rows", type=int, default=16, help="of a --run")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--trace", type=Path, help="folder that keeps the profile")
     parser.add_argument("--output", type=Path, help="gets the kinds and all kernels as JSON")
     parser.add_argument("--longest", type=int, default=15)
     options = parser.parse_args()
+    if options.call:
+        work = sampling_calls(options.call, options.size, options.length)
+    else:
+        work = steps(options.run, options.rows, options.length)
     with tempfile.TemporaryDirectory() as folder:
-        found, ms = kernels(options.run, options.rows, options.length, options.trace or Path(folder))
+        found = kernels(work, options.trace or Path(folder))
     totals = collections.Counter()
     for key, spent in found.items():
         totals[kind(key)] += spent
-    print(f"{jax.devices()[0].device_kind}, {options.run}: {ms:.1f} ms a step, kernels {sum(totals.values()):.1f} ms\n")
+    print(f"{jax.devices()[0].device_kind}, {work.name}: {work.ms:.2f} ms, kernels {sum(totals.values()):.2f} ms\n")
     print("| kind | ms | share |\n|---|---|---|")
     for name, spent in totals.most_common():
-        print(f"| {name} | {spent:.1f} | {100 * spent / sum(totals.values()):.0f}% |")
+        print(f"| {name} | {spent:.2f} | {100 * spent / sum(totals.values()):.0f}% |")
     print("\n| ms | kernel | instruction | from |\n|---|---|---|---|")
     ranked = sorted(found.items(), key=lambda item: -item[1])
     for (name, instruction, origin), spent in ranked[: options.longest]:
@@ -90,9 +135,9 @@ def main() -> None:
     if options.output:
         lines = [{"ms": spent, "kernel": key[0], "instruction": key[1], "from": key[2]} for key, spent in ranked]
         values = {
-            "run": options.run,
+            "run": work.name,
             "device": jax.devices()[0].device_kind,
-            "ms": ms,
+            "ms": work.ms,
             "kinds": totals,
             "kernels": lines,
         }
