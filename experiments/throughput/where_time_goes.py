@@ -121,12 +121,12 @@ def main() -> None:
         work = steps(options.run, options.rows, options.length)
     with tempfile.TemporaryDirectory() as folder:
         found = kernels(work, options.trace or Path(folder))
-    totals = collections.Counter()
+    totals: dict[str, float] = collections.defaultdict(float)
     for key, spent in found.items():
         totals[kind(key)] += spent
     print(f"{jax.devices()[0].device_kind}, {work.name}: {work.ms:.2f} ms, kernels {sum(totals.values()):.2f} ms\n")
     print("| kind | ms | share |\n|---|---|---|")
-    for name, spent in totals.most_common():
+    for name, spent in sorted(totals.items(), key=lambda item: -item[1]):
         print(f"| {name} | {spent:.2f} | {100 * spent / sum(totals.values()):.0f}% |")
     print("\n| ms | kernel | instruction | from |\n|---|---|---|---|")
     ranked = sorted(found.items(), key=lambda item: -item[1])
