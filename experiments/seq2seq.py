@@ -28,7 +28,7 @@ class System(NamedTuple):
     recipe: str  # of configs/, with its variant
     objective: str
     backbone: str
-    settings: tuple[str, ...] = ()  # flags of train beside the recipe; those given come later
+    settings: tuple[str, ...] = ()  # flags of train beside the recipe
 
     @property
     def config(self) -> str:
@@ -98,7 +98,8 @@ def parse_with_settings(made: argparse.ArgumentParser) -> argparse.Namespace:
 def train(system: System, workdir: Path, options: argparse.Namespace, settings: Sequence[str] = ()) -> None:
     """Trains until it is done; if time is up before, ends this program with UNFINISHED.
 
-    With --calls or --score_only it does nothing.
+    With --calls or --score_only it does nothing. What the system sets, the caller's settings and the command line's
+    follow one another; the last one wins.
     """
     if options.calls or options.score_only:
         return

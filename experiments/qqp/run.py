@@ -8,11 +8,11 @@
         --label="DiffuMamba-H, mean of two"   # a step is a network call of each
 
 DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. A system is a recipe of configs/, whose sampling settings
-were chosen on the validation split; "DiffuTran equal time" has the steps that take a GPU as long as DiffuMamba-H's.
-Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after --minutes it is told to save and end, and the exit
-status is 3 until it is done. Minutes of training are those of its processes from start to end, compilation, validation
-and checkpoints included, over all starts (one that finds nothing to do, too), and those of the networks it learned
-from.
+were chosen on the validation split; "DiffuTran equal time" has 10,000 steps, which take an H200 as long as
+DiffuMamba-H's 8,000, start and compilation apart. Training is `python -m dimba_jax.train` in WORK/SYSTEM-SEED; after
+--minutes it is told to save and end, and the exit status is 3 until it is done. Minutes of training are those of its
+processes from start to end, compilation, validation and checkpoints included, over all starts (one that finds nothing
+to do, too), and those of the networks it learned from.
 All samples of a row are kept in the workdir (mbr.py and `evaluate --samples` read them), but for those of --calls,
 --label or --limit.
 --calls scores one sample for each number of sampling steps, --score_only what is trained already; with --label their
