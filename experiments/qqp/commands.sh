@@ -4,8 +4,8 @@
 #   sh experiments/qqp/commands.sh DIR
 #
 # DIR holds DiffuSeq's train*.jsonl, valid.jsonl and test.jsonl. Trainings and samples are kept in runs/ of the working
-# directory: four hours of training on one H200, and the scores. What is trained already is not trained again. A line
-# or a block by itself does its part, with what comes before it of the same systems. PYTHON is the Python to use.
+# directory: four hours of training on one H200, and the scores. What is trained already is not trained again. PYTHON
+# is the Python to use. Variables without quotes hold several flags.
 set -e
 DATA=$1
 [ -d "$DATA" ] || { echo "$0 DIR: name the folder that holds train.jsonl, valid.jsonl and test.jsonl" >&2; exit 2; }
@@ -20,7 +20,7 @@ run --system=DIMBA --calls=2,5,10,20,50,100
 run --system=MambaDiff --mbr=1 --batch_size=1250 --nospeed
 run --system=MambaDiff --seed=1 --mbr=1 --batch_size=1250
 run --system=DiffuSeq --mbr=1 --batch_size=1250 --nospeed
-for system in "MambaDiff --seed=1" DiffuSeq; do # shellcheck disable=SC2086
+for system in "MambaDiff --seed=1" DiffuSeq; do
     run --system=$system --score_only --mbr=10 --batch_size=1250 --config.sampling.eta=1 \
         --config.sampling.temperature=1 --config.sampling.mean_temperature=1
     run --system=$system --batch_size=1250 --calls=2,5,10,20,50,100

@@ -54,7 +54,7 @@ class Work(NamedTuple):
     program: str
 
 
-def steps(run: str, rows: int, length: int) -> Work:
+def training_steps(run: str, rows: int, length: int) -> Work:
     """Training steps of one of training.py's runs."""
     config, mesh = settings(run, rows, length)
     step = Step(config, 1, mesh)
@@ -106,8 +106,9 @@ def kind(key: tuple[str, str, str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", default="240m remat=kernels", help="of training.py")
-    parser.add_argument("--call", help="of decoding.py instead: the system")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--run", default="240m remat=kernels", help="of training.py")
+    which.add_argument("--call", help="of decoding.py instead: the system")
     parser.add_argument("--size", default="1b3", help="of a --call")
     parser.add_argument("--rows", type=int, default=16, help="of a --run")
     parser.add_argument("--length", type=int, default=1024)
@@ -118,7 +119,7 @@ def main() -> None:
     if options.call:
         work = sampling_calls(options.call, options.size, options.length)
     else:
-        work = steps(options.run, options.rows, options.length)
+        work = training_steps(options.run, options.rows, options.length)
     with tempfile.TemporaryDirectory() as folder:
         found = kernels(work, options.trace or Path(folder))
     totals: dict[str, float] = collections.defaultdict(float)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -18,56 +19,76 @@ echo >> "$SAID"
 
 @pytest.fixture
 def commands(tmp_path):
-    """What `sh commands.sh DIR` runs, by script: the flags of each command."""
+    """What `sh commands.sh DIR` runs, in order: each command's script and its flags."""
     python, said = tmp_path / "python", tmp_path / "said"
     python.write_text(STUB)
     python.chmod(0o755)
     script = EXPERIMENTS / "qqp" / "commands.sh"
     env = {"PATH": os.environ["PATH"], "PYTHON": str(python), "SAID": str(said)}
     subprocess.run(["sh", str(script), str(tmp_path)], env=env, check=True)
-    found = {}
-    for text in said.read_text().strip("\n").split("\n\n"):
-        name, *flags = text.split("\n")
-        found.setdefault(name.removeprefix("experiments/qqp/"), []).append(flags)
-    assert list(found) == ["run.py", "mbr.py", "differences.py"]
+    words = [text.split("\n") for text in said.read_text().strip("\n").split("\n\n")]
+    found = [(name.removeprefix("experiments/qqp/"), flags) for name, *flags in words]
+    assert {name for name, _ in found} == {"run.py", "mbr.py", "differences.py"}
     return found
 
 
+def each(script, commands, monkeypatch):
+    """The places of a script's commands; sys.argv is that of the command meanwhile."""
+    for place, (name, flags) in enumerate(commands):
+        if name == script:
+            monkeypatch.setattr(sys, "argv", [name, *flags])
+            yield place
+
+
+class Scored(NamedTuple):
+    place: int  # among all commands
+    results: str
+    line: tuple  # what names it
+    sampling: dict
+    flags: dict  # those of them that the command sets
+    nospeed: bool
+    teachers: list
+
+
 def scored(study, monkeypatch, commands):
-    """What run.py would score: the file, a line's names, settings of sampling, whether speed is left out, teachers."""
+    """What run.py would score, each system trained before it is scored, and its teachers before it."""
     run, recipe = study("qqp", "run"), study(".", "recipe_files").recipe
     among = study("qqp", "sampling_settings").among
-    made, taught_by = [], {}
+    made, scores, trained = [], [], {}
 
     def train(system, workdir, options, settings):
         if not (options.score_only or options.calls):
-            taught_by[workdir] = [Path(path).name for flag in settings[:1] for path in flag.split("=")[1].split(",")]
+            taught_by = [Path(path).name for flag in settings[:1] for path in flag.split("=")[1].split(",")]
+            assert set(taught_by) <= set(trained), workdir
+            trained[workdir.name] = taught_by
 
     def score(system, workdir, options, names, others):
+        assert {path.name for path in (workdir, *others)} <= set(trained), workdir
         assert options.score_only or options.calls or options.mbr == [1]  # what is drawn in other ways comes later
         name, _, variant = system.recipe.partition(":")
-        sampling = recipe(name).get_config(variant).sampling.to_dict() | among(options.settings)
+        flags = among(options.settings)
+        sampling = recipe(name).get_config(variant).sampling.to_dict() | flags
         for steps in options.calls or [sampling["steps"]]:
             for mbr in [1] if options.calls else options.mbr:
                 seed = str({"seed": options.seed, **names}["seed"])
                 line = (options.label or names["system"], seed, options.split, bool(options.calls), steps, mbr, "bleu")
-                rest = sampling | {"steps": steps}, options.nospeed, taught_by[workdir]
-                made.append((options.results.name, line, *rest))
+                rest = sampling | {"steps": steps}, flags, options.nospeed, trained[workdir.name]
+                scores.append((options.results.name, line, *rest))
 
     monkeypatch.setattr(run, "score", score)
     monkeypatch.setattr(run, "train", train)
     monkeypatch.setattr(run, "check_finished", lambda path: None)
-    for flags in commands["run.py"]:
-        monkeypatch.setattr(sys, "argv", ["run.py", *flags])
+    for place in each("run.py", commands, monkeypatch):
+        scores.clear()
         run.main()
+        made += [Scored(place, *one) for one in scores]
     return made
 
 
 def chosen(study, monkeypatch, commands):
-    """What mbr.py would choose, as `scored`; of how its samples were drawn it knows nothing."""
+    """The names of the lines that mbr.py would write."""
     mbr, made = study("qqp", "mbr"), []
-    for flags in commands["mbr.py"]:
-        monkeypatch.setattr(sys, "argv", ["mbr.py", *flags])
+    for _ in each("mbr.py", commands, monkeypatch):
         options = mbr.parse()
         seed = "+".join(map(str, options.seeds))
         made.append((options.label or options.system, seed, options.split, False, options.mbr, options.gain))
@@ -85,27 +106,30 @@ def test_the_commands_are_those_of_the_results(study, monkeypatch, commands):
         else:
             by_run[(*names, line["steps"] if line["curve"] else None, line["mbr"], "bleu")] = line
     made = scored(study, monkeypatch, commands)
-    assert {name for name, *_ in made} == {"results.json", "valid.json"}
-    assert {line[2] for name, line, *_ in made if name == "valid.json"} == {"valid"}
-    ours = [one for name, *one in made if name == "results.json"]
-    found = {(*line[:4], line[4] if line[3] else None, *line[5:]): rest for line, *rest in ours}
+    assert {one.results for one in made} == {"results.json", "valid.json"}
+    assert {one.line[2] for one in made if one.results == "valid.json"} == {"valid"}
+    ours = [one for one in made if one.results == "results.json"]
+    found = {(*one.line[:4], one.line[4] if one.line[3] else None, *one.line[5:]): one for one in ours}
     assert len(found) == len(ours), "two commands make the same line"
     assert set(found) == set(by_run)
-    for name, (settings, nospeed, taught_by) in found.items():
+    defaults = study("qqp", "sampling_settings").DEFAULTS
+    for name, one in found.items():
         line = by_run[name]
-        assert taught_by == line.get("teachers", []), name
-        assert settings["steps"] == line["steps"] or line["objective"] == "autoregressive", name
-        assert {key: settings[key] for key in line["sampling"]} == line["sampling"], name
+        assert one.teachers == line.get("teachers", []), name
+        assert one.sampling["steps"] == line["steps"] or line["objective"] == "autoregressive", name
+        assert {key: one.sampling[key] for key in line["sampling"]} == line["sampling"], name
+        # what a recipe sets since, the command sets to what it was then
+        beside = {key: value for key, value in one.flags.items() if key not in line["sampling"]}
+        assert beside == {key: defaults[key] for key in beside}, name
         if line["mbr"] == 1:
-            assert nospeed == (line["sentences_per_s"] is None), name
+            assert one.nospeed == (line["sentences_per_s"] is None), name
     picked = chosen(study, monkeypatch, commands)
     assert Counter(picked) == Counter(by_choice)
 
 
 def test_the_commands_are_those_of_the_differences(study, monkeypatch, commands):
     differences, made = study("qqp", "differences"), []
-    for flags in commands["differences.py"]:
-        monkeypatch.setattr(sys, "argv", ["differences.py", *flags])
+    for _ in each("differences.py", commands, monkeypatch):
         options = differences.parse()
         made.append(tuple(str(getattr(options, name)) for name in differences.COMPARISON))
     lines = map(json.loads, (EXPERIMENTS / "qqp" / "differences.jsonl").read_text().splitlines())
@@ -113,19 +137,16 @@ def test_the_commands_are_those_of_the_differences(study, monkeypatch, commands)
 
 
 def test_samples_are_drawn_before_they_are_chosen_among_and_compared(study, monkeypatch, commands):
-    # of a split, a system and its seeds; the order within one script's commands is that of its text
-    text = (EXPERIMENTS / "qqp" / "commands.sh").read_text()
-    assert text.index("\nrun ") < text.index("choose --system") < text.index("compare $which")
-    drawn = {line[:3] + line[5:6] for _, line, *_ in scored(study, monkeypatch, commands) if not line[3]}
+    drawn = {one.line[:3] + one.line[5:6]: one.place for one in scored(study, monkeypatch, commands) if not one.line[3]}
     for script in ("mbr.py", "differences.py"):
         module = study("qqp", script.removesuffix(".py"))
-        for flags in commands[script]:
-            monkeypatch.setattr(sys, "argv", [script, *flags])
+        for place in each(script, commands, monkeypatch):
             options = module.parse()
             sides = [(options.system, options.seeds)]
             sides += [(options.than, options.than_seeds)] if script == "differences.py" else []
             for system, seeds in sides:
-                assert {(system, str(seed), options.split, options.mbr) for seed in seeds} <= drawn, flags
+                for seed in seeds:
+                    assert drawn[system, str(seed), options.split, options.mbr] < place, commands[place]
 
 
 def test_no_folder_is_an_error_that_says_so(tmp_path):
