@@ -8,17 +8,17 @@
 DIR holds DiffuSeq's train.jsonl, valid.jsonl and test.jsonl. Without --config.data.path the run stops and
 names the other ways to get the data. The data is that of configs/qqp.py.
 
-Hardware: one H200 (or another GPU with bfloat16). The 2,500 test rows, 16 network calls, and MBR over ten; copying the
-source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h seven (with MBR five), of
-:tran seven, of :h distilled three, of :tran distilled two, of :ar-mamba two (with MBR one), the slowest beside other
-work:
+Hardware: one H200 (or another GPU with bfloat16). The 2,500 test rows, 16 network calls, and MBR over ten; copying
+the source has BLEU .262 and iBLEU .0095 (validation: .254 and .0035). One training each, of :h seven (with MBR five),
+of :tran nine, of both distilled three, of :ar-mamba two (with MBR one), the slowest beside other work:
 
   variant     network                                       minutes  BLEU   iBLEU  MBR: BLEU  iBLEU
   (none)      bidirectional Mamba-2, 8 layers, d 512, n 128  6.6     .284   .129   .291       .132
   :h          the same, attention in layers 0 and 5        6.3-8.5   .291   .131   .296       .133
   :h, distilled from two of it (below)                     23.6-24.3 .302   .133   .307       .136
-  :tran       Transformer, 12 layers                       4.7-6.0   .291   .126   .297       .129
-  :tran, distilled from two of it                          17.3-18.4 .300   .128   .302       .129
+  :tran       Transformer, 12 layers                       4.7-6.0   .292   .127   .297       .129
+  :tran, 10,000 steps                                        5.8     .296   .138   .301       .141
+  :tran, distilled from two of it                          17.3-18.4 .299   .127   .301       .128
   :long       Mamba-2 with n 64, 20,000 steps                14.3    .276   .136   .284       .142
   :long-h     the same, attention in layers 0 and 5          14.5    (validation: .292, .151; .303, .158)
   :long-tran  Transformer, 12 layers, 20,000 steps           11.5    (validation: .298, .154)  .294  .150
@@ -26,15 +26,15 @@ work:
   :ar-mamba   autoregressive Mamba-2, 15 layers, d 512       4.8-5.2 .245   .129   .250       .131
   :smoke      the first's recipe and data for 2 CPU cores, about two minutes; its samples are not worth reading
 
-All have 65 to 66 million parameters: MLPs of attention layers in hybrids are as much wider as attention is smaller, the
-Transformer is deeper. Those trained for 20,000 steps copy less (a lower BLEU against the source), hence more iBLEU. It
-is not n alone, which a Transformer has not; steps and dropout were not tried apart there (8,000 steps with dropout .2
-copied more, not less). A hybrid of width 768 (141M, 10.8 minutes) has the likelihood of the best seed, and no more
-BLEU. `evaluate --mbr_gain=ibleu` chooses samples that copy less (tried with :h, three variants of it, :tran and those
-distilled). :ar and :ar-mamba have :long's settings of training, but for the steps. The autoregressive ones take 33
-calls of one position each. More in experiments/qqp, and in experiments/qqp_masked, whose training was another.
---steps=4, 8 or 32 with `evaluate` and `sample` changes the number of calls (with :long --length_choice=first asks for
---end_bias=0, too). MBR beside --mbr=10, without which all samples would be the same:
+All have 65 to 66 million parameters: MLPs of attention layers in hybrids are as much wider as attention is smaller,
+the Transformer is deeper. Those trained for 20,000 steps copy less (a lower BLEU against the source), hence more
+iBLEU. It is not n alone, which a Transformer has not; steps and dropout were not tried apart there (8,000 steps with
+dropout .2 copied more, 10,000 with dropout .1 less). A hybrid of width 768 (141M, 10.8 minutes) has the likelihood of
+the best seed, and no more BLEU. `evaluate --mbr_gain=ibleu` chooses samples that copy less (tried with :h, three
+variants of it, :tran and those distilled). :ar and :ar-mamba have :long's settings of training, but for the steps.
+The autoregressive ones take 33 calls of one position each. More in experiments/qqp, and in experiments/qqp_masked,
+whose training was another. --steps=4, 8 or 32 with `evaluate` and `sample` changes the number of calls (with :long
+--length_choice=first asks for --end_bias=0, too). MBR beside --mbr=10, without which all samples would be the same:
 
   (none)      --score_noise=1 --score=probability --end_bias=-1; :long-h the same
   :h, :tran   --score_noise=1 --end_bias=-1

@@ -39,7 +39,8 @@ both() { # SYSTEM SEED, and flags of training
 }
 for seed in 0 1 2 3 4; do both DiffuMamba-H --seed=$seed; done
 for seed in 5 6; do run --system=DiffuMamba-H --seed=$seed --mbr=1 --nospeed; done
-for seed in 0 1 2 3 4 5 6; do both DiffuTran --seed=$seed; done
+for seed in 0 1 2 3 4 5 6 7 8; do both DiffuTran --seed=$seed; done
+both "DiffuTran equal time" --seed=0
 run --system=DiffuMamba-H --calls=2
 run --system=DiffuMamba-H --seed=1 --calls=2,4,8,16,32
 run --system=DiffuTran --calls=2,4,8,16,32
@@ -50,6 +51,7 @@ both "DiffuMamba-H distilled" --seed=1 --teachers=3,4
 both "DiffuMamba-H distilled" --seed=2 --teachers=5,6
 both "DiffuTran distilled" --seed=0 --teachers=3,4
 both "DiffuTran distilled" --seed=1 --teachers=5,6
+both "DiffuTran distilled" --seed=2 --teachers=7,8
 run --system="DiffuMamba-H distilled" --seed=1 --calls=2,4,8,16,32
 run --system="DiffuTran distilled" --seed=0 --calls=2,4,8,16,32
 
@@ -63,10 +65,14 @@ for system in DiffuMamba-H DiffuTran; do
     choose --system=$system --seeds=3,4 --label="$system, samples of two" --gain=ibleu
 done
 run --system=DiffuMamba-H --seed=3 --with_seeds=4 --label="DiffuMamba-H, mean of two" --calls=1,2,4,8,16
-choose --system=DiffuTran --seeds=5,6 --label="DiffuTran, samples of two"
-choose --system=DiffuTran --seeds=5,6 --label="DiffuTran, samples of two" --gain=ibleu
-for seed in 0 1 2; do choose --system="DiffuMamba-H distilled" --seeds=$seed --gain=ibleu; done
-for seed in 0 1; do choose --system="DiffuTran distilled" --seeds=$seed --gain=ibleu; done
+for seeds in 5,6 7,8; do
+    choose --system=DiffuTran --seeds=$seeds --label="DiffuTran, samples of two"
+    choose --system=DiffuTran --seeds=$seeds --label="DiffuTran, samples of two" --gain=ibleu
+done
+for system in "DiffuMamba-H distilled" "DiffuTran distilled"; do
+    for seed in 0 1 2; do choose --system="$system" --seeds=$seed --gain=ibleu; done
+done
+choose --system="DiffuTran equal time" --seeds=0 --gain=ibleu
 
 # 20,000 steps, and the autoregressive twins
 run --system="DiffuMamba long" --mbr=1
@@ -93,7 +99,8 @@ valid() { # SYSTEM SEEDS
 valid DiffuMamba-H "3 4"
 valid DiffuTran "3 4 5 6"
 valid "DiffuMamba-H distilled" "0 1 2"
-valid "DiffuTran distilled" "0 1"
+valid "DiffuTran distilled" "0 1 2"
+valid "DiffuTran equal time" 0
 run --system="AR Mamba" --seed=1 --split=valid --score_only --nospeed --results=valid.json --mbr=1
 run --system="AR Mamba" --seed=1 --split=valid --score_only --nospeed --results=valid.json --mbr=10 \
     --config.sampling.temperature=.5
@@ -101,10 +108,18 @@ for which in "--mbr=1" "--mbr=10" "--split=valid --mbr=1" "--split=valid --mbr=1
     compare $which --system="DiffuMamba-H distilled" --seeds=0,1 --than=DiffuMamba-H --than_seeds=3,4
     compare $which --system="DiffuTran distilled" --seeds=0 --than=DiffuTran --than_seeds=3,4
     compare $which --system="DiffuTran distilled" --seeds=1 --than=DiffuTran --than_seeds=5,6
-    compare $which --system="DiffuMamba-H distilled" --seeds=0,1,2 --than="DiffuTran distilled" --than_seeds=0,1
+    compare $which --system="DiffuMamba-H distilled" --seeds=0,1,2 --than="DiffuTran distilled" \
+        --than_seeds=0,1,2
+    compare $which --system="DiffuMamba-H distilled" --seeds=0,1,2 --than="DiffuTran equal time" --than_seeds=0
+    compare $which --system="DiffuTran equal time" --seeds=0 --than=DiffuTran --than_seeds=3,4,5,6
 done
 compare --mbr=1 --system="DiffuMamba-H distilled" --seeds=2 --than=DiffuMamba-H --than_seeds=5,6
+for which in "--mbr=1" "--mbr=10"; do
+    compare $which --system="DiffuTran distilled" --seeds=2 --than=DiffuTran --than_seeds=7,8
+done
 compare --mbr=1 --system=DiffuMamba-H --seeds=3,4,5,6 --than=DiffuTran --than_seeds=3,4,5,6
+compare --mbr=1 --system=DiffuMamba-H --seeds=3,4,5,6 --than="DiffuTran equal time" --than_seeds=0
 for which in "--mbr=10" "--split=valid --mbr=1" "--split=valid --mbr=10"; do
     compare $which --system=DiffuMamba-H --seeds=3,4 --than=DiffuTran --than_seeds=3,4
+    compare $which --system=DiffuMamba-H --seeds=3,4 --than="DiffuTran equal time" --than_seeds=0
 done

@@ -17,6 +17,7 @@ SYSTEMS = {
     "DiffuMamba-H": "DiffuMamba-H (`qqp_masked:h`), masked, Mamba-2 and attention",
     "DiffuTran distilled": "DiffuTran distilled: `qqp_masked:tran` that learns from two others, too",
     "DiffuTran": "DiffuTran (`qqp_masked:tran`), masked, Transformer",
+    "DiffuTran equal time": "DiffuTran, 10,000 steps, the time of the hybrid's 8,000",
     "DiffuMamba": "DiffuMamba (`qqp_masked`), masked, Mamba-2",
     "DiffuMamba long": "DiffuMamba, n 64, 20,000 steps (`qqp_masked:long`)",
     "DiffuTran long": "DiffuTran, 20,000 steps (`qqp_masked:long-tran`)",

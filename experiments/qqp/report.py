@@ -33,7 +33,7 @@ TRIED = {
 TOGETHER = {  # systems whose settings of sampling stand in one table
     f"DiffuMamba-H, {change}": "variants of DiffuMamba-H"
     for change in ("d 768", "6,000 steps, dropout .05", "dropout .2")
-}
+} | {"DiffuTran equal time": "DiffuTran"}
 
 
 def curves(lines: list[Line]) -> dict[tuple[str, int], list[Line]]:
