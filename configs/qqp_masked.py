@@ -28,13 +28,14 @@ of :tran nine, of both distilled three, of :ar-mamba two (with MBR one), the slo
 
 All have 65 to 66 million parameters: MLPs of attention layers in hybrids are as much wider as attention is smaller,
 the Transformer is deeper. Those trained for 20,000 steps copy less (a lower BLEU against the source), hence more
-iBLEU. It is not n alone, which a Transformer has not; steps and dropout were not tried apart there (8,000 steps with
-dropout .2 copied more, 10,000 with dropout .1 less). A hybrid of width 768 (141M, 10.8 minutes) has the likelihood of
-the best seed, and no more BLEU. `evaluate --mbr_gain=ibleu` chooses samples that copy less (tried with :h, three
-variants of it, :tran and those distilled). :ar and :ar-mamba have :long's settings of training, but for the steps.
-The autoregressive ones take 33 calls of one position each. More in experiments/qqp, and in experiments/qqp_masked,
-whose training was another. --steps=4, 8 or 32 with `evaluate` and `sample` changes the number of calls (with :long
---length_choice=first asks for --end_bias=0, too). MBR beside --mbr=10, without which all samples would be the same:
+iBLEU. It is not n alone, which a Transformer has not; steps and dropout were not tried apart there (:h with 8,000
+steps and dropout .2 copied more, :tran with 10,000 and dropout .1 less). A hybrid of width 768 (141M, 10.8 minutes)
+has the likelihood of the best seed, and no more BLEU. `evaluate --mbr_gain=ibleu` chooses samples that copy less
+(tried with :h, three variants of it, :tran, with 10,000 steps too, and those distilled). :ar and :ar-mamba have
+:long's settings of training, but for the steps. The autoregressive ones take 33 calls of one position each. More in
+experiments/qqp, and in experiments/qqp_masked, whose training was another. --steps=4, 8 or 32 with `evaluate` and
+`sample` changes the number of calls (with :long --length_choice=first asks for --end_bias=0, too). MBR beside
+--mbr=10, without which all samples would be the same:
 
   (none)      --score_noise=1 --score=probability --end_bias=-1; :long-h the same
   :h, :tran   --score_noise=1 --end_bias=-1
@@ -44,7 +45,7 @@ whose training was another. --steps=4, 8 or 32 with `evaluate` and `sample` chan
   :ar-mamba   --temperature=.5
 
 Distilled, each of the three with a workdir and a --seed of its own; the minutes are those of all three. Of :h three
-students were trained, two of them behind the same teachers, of :tran two, each behind teachers of its own:
+students were trained, two of them behind the same teachers, of :tran three, each behind teachers of its own:
 
     python -m dimba_jax.train --config=configs/qqp_masked.py:h --workdir=runs/student --config.data.path=DIR \
         --config.training.teachers=runs/a,runs/b --config.process.distillation=0.5

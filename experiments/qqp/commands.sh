@@ -111,11 +111,12 @@ for which in "--mbr=1" "--mbr=10" "--split=valid --mbr=1" "--split=valid --mbr=1
     compare $which --system="DiffuMamba-H distilled" --seeds=0,1,2 --than="DiffuTran distilled" \
         --than_seeds=0,1,2
     compare $which --system="DiffuMamba-H distilled" --seeds=0,1,2 --than="DiffuTran equal time" --than_seeds=0
-    compare $which --system="DiffuTran equal time" --seeds=0 --than=DiffuTran --than_seeds=3,4,5,6
 done
 compare --mbr=1 --system="DiffuMamba-H distilled" --seeds=2 --than=DiffuMamba-H --than_seeds=5,6
 for which in "--mbr=1" "--mbr=10"; do
     compare $which --system="DiffuTran distilled" --seeds=2 --than=DiffuTran --than_seeds=7,8
+    compare $which --system="DiffuTran equal time" --seeds=0 --than=DiffuTran --than_seeds=3,4,5,6,7,8
+    compare $which --split=valid --system="DiffuTran equal time" --seeds=0 --than=DiffuTran --than_seeds=3,4,5,6
 done
 compare --mbr=1 --system=DiffuMamba-H --seeds=3,4,5,6 --than=DiffuTran --than_seeds=3,4,5,6
 compare --mbr=1 --system=DiffuMamba-H --seeds=3,4,5,6 --than="DiffuTran equal time" --than_seeds=0

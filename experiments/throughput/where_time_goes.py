@@ -5,7 +5,8 @@
 
 On a GPU. Prints a table of what kind of work the kernels of a step do, and the longest ones. The folder --trace keeps
 the profile for TensorBoard or Perfetto. Runs are those of training.py, calls those over a whole sequence of
-decoding.py: systems of --size, one row.
+decoding.py: systems of --size, one row. Command buffers are off while it runs (unless XLA_FLAGS speaks of them): they
+hide where kernels come from. Steps and calls of many small kernels take longer without them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import os
 import re
 import sys
 import tempfile
@@ -21,7 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
+if "xla_gpu_enable_command_buffer" not in os.environ.get("XLA_FLAGS", ""):  # read when jax is imported
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()
+import jax  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -80,28 +84,59 @@ def sampling_calls(system: str, size: str, length: int) -> Work:
     return Work(f"{size} {system}, a call of {length:,} positions", ms, again, CALLS, program.as_text() or "")
 
 
-def kernels(work: Work, trace: Path) -> dict[tuple[str, str, str], float]:
-    """Milliseconds of a piece by kernel, instruction and origin."""
+class Kernel(NamedTuple):
+    """One that ran, its instruction of the program, what that makes ("bf16[3,8]") and what it was made from."""
+
+    name: str
+    instruction: str
+    makes: str = ""
+    origin: str = ""
+
+
+def instructions(program: str) -> dict[str, tuple[str, str]]:
+    """Of each instruction of a compiled program what it makes and what it was made from."""
+    lines = re.findall(r"^ *(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) [\w\-]+\((.*)$", program, re.MULTILINE)
+    origins = [re.search(r'op_name="([^"]*)"', rest) for _, _, rest in lines]
+    return {
+        name: (re.sub(r"\{[^}]*\}", "", made), origin[1] if origin else "")
+        for (name, made, _), origin in zip(lines, origins, strict=True)
+    }
+
+
+def kernels(work: Work, trace: Path) -> dict[Kernel, float]:
+    """Milliseconds of a piece by kernel."""
     with jax.profiler.trace(str(trace)):
         work.again()
-    origins = dict(re.findall(r'%?([\w.\-]+) = .*?op_name="([^"]*)"', work.program))
+    known = instructions(work.program)
     (profile,) = trace.rglob("*.xplane.pb")
-    found: dict[tuple[str, str, str], float] = collections.defaultdict(float)
+    found: dict[Kernel, float] = collections.defaultdict(float)
     for plane in jax.profiler.ProfileData.from_file(str(profile)).planes:
         for line in plane.lines if "GPU" in plane.name else ():
             if line.name.startswith("Stream"):
                 for event in line.events:
                     instruction = str(dict(event.stats).get("hlo_op", ""))
-                    key = event.name, instruction, origins.get(instruction, "")
-                    found[key] += event.duration_ns / 1e6 / work.pieces
+                    kernel = Kernel(event.name, instruction, *known.get(instruction, ("", "")))
+                    found[kernel] += event.duration_ns / 1e6 / work.pieces
     if not found:
         raise SystemExit("the profile holds no kernels: it is read from a GPU's")
     return found
 
 
-def kind(key: tuple[str, str, str]) -> str:
-    text = " ".join(key)
+def kind(kernel: Kernel) -> str:
+    text = " ".join((kernel.name, kernel.instruction, kernel.origin))
     return next(name for name, pattern in KINDS if re.search(pattern, text))
+
+
+def alike(found: dict[Kernel, float]) -> list[tuple[Kernel, int, float]]:
+    """Kernels that differ by a number in their names, as those of like layers do, as one: how many, and their time."""
+    together: dict[Kernel, list[float]] = collections.defaultdict(list)
+    for kernel, ms in found.items():
+        together[kernel._replace(name=_unnumbered(kernel.name), instruction=_unnumbered(kernel.instruction))].append(ms)
+    return sorted(((kernel, len(ms), sum(ms)) for kernel, ms in together.items()), key=lambda one: -one[2])
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"([._]\d+)+$", "", name)
 
 
 def main() -> None:
@@ -113,7 +148,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="of a --run")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--trace", type=Path, help="folder that keeps the profile")
-    parser.add_argument("--output", type=Path, help="gets the kinds and all kernels as JSON")
+    parser.add_argument(
+        "--output", type=Path, help="gets the kinds and all kernels as JSON, and the compiled program beside it as .txt"
+    )
     parser.add_argument("--longest", type=int, default=15)
     options = parser.parse_args()
     if options.call:
@@ -123,18 +160,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = kernels(work, options.trace or Path(folder))
     totals: dict[str, float] = collections.defaultdict(float)
-    for key, spent in found.items():
-        totals[kind(key)] += spent
+    for kernel, spent in found.items():
+        totals[kind(kernel)] += spent
     print(f"{jax.devices()[0].device_kind}, {work.name}: {work.ms:.2f} ms, kernels {sum(totals.values()):.2f} ms\n")
     print("| kind | ms | share |\n|---|---|---|")
     for name, spent in sorted(totals.items(), key=lambda item: -item[1]):
         print(f"| {name} | {spent:.2f} | {100 * spent / sum(totals.values()):.0f}% |")
-    print("\n| ms | kernel | instruction | from |\n|---|---|---|---|")
-    ranked = sorted(found.items(), key=lambda item: -item[1])
-    for (name, instruction, origin), spent in ranked[: options.longest]:
-        print(f"| {spent:.2f} | {name[:48]} | {instruction[:32]} | {origin[-60:]} |")
+    print("\n| ms | kernels | name | makes | from |\n|---|---|---|---|---|")
+    for kernel, count, spent in alike(found)[: options.longest]:
+        print(f"| {spent:.2f} | {count} | {kernel.name[:48]} | {kernel.makes[:40]} | {kernel.origin[-60:]} |")
     if options.output:
-        lines = [{"ms": spent, "kernel": key[0], "instruction": key[1], "from": key[2]} for key, spent in ranked]
+        ranked = sorted(found.items(), key=lambda item: -item[1])
+        lines = [{"ms": spent} | kernel._asdict() for kernel, spent in ranked]
         values = {
             "run": work.name,
             "device": jax.devices()[0].device_kind,
@@ -143,6 +180,7 @@ def main() -> None:
             "kernels": lines,
         }
         options.output.write_text(json.dumps(values, indent=1) + "\n")
+        options.output.with_suffix(".txt").write_text(work.program)
 
 
 if __name__ == "__main__":
