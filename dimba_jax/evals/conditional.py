@@ -188,7 +188,7 @@ class Conditional:
 
         @jax.jit
         def greedy(params: PyTree, process: Process, row: dict[str, Array], counted: Array):
-            denoiser = merge_prepared(graphdef, params)
+            denoiser = merge_prepared(graphdef, params, length)
             return would_write(denoiser, process, row, counted, source, config.process.block_size)
 
         return _Functions(by_time, by_count, greedy)

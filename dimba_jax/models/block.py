@@ -23,7 +23,8 @@ class SwiGLU(nnx.Module):
     def __init__(self, config: ModelConfig, ratio: float, *, residual_scale: float, rngs: nnx.Rngs):
         # two thirds of the ratio, so that three matrices hold as many weights as two would
         hidden = max(8, 8 * round(ratio * config.d_model * 2 / 3 / 8))
-        self.in_proj = Linear(config.d_model, 2 * hidden, config, parts=(Part(hidden), Part(hidden)), rngs=rngs)
+        parts = (Part(hidden),) * 2
+        self.in_proj = Linear(config.d_model, 2 * hidden, config, parts=parts, together=True, rngs=rngs)
         self.out_proj = Linear(hidden, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:

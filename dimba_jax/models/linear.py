@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from dimba_kernels.dispatch import target_platform
+from dimba_kernels.sharding import splits_heads
 from dimba_kernels.ssd.matmul import matmul
 from flax import nnx
 from jaxtyping import Array, Float
@@ -35,6 +36,7 @@ class Linear(nnx.Module):
 
     Args:
       parts: what the output's columns are cut into by `cut`; None: they stay together.
+      together: once prepared, parts with small results come out of one matmul: who reads them cuts them out on the way.
       bias: whether there is one; it starts at 0.
       scale: standard deviation of the initial kernel times sqrt(inputs).
       exact: sums and results are float32 even where the operands are bfloat16.
@@ -47,6 +49,7 @@ class Linear(nnx.Module):
         config: ModelConfig,
         *,
         parts: Sequence[Part] | None = None,
+        together: bool = False,
         bias: bool = False,
         scale: float = 1.0,
         exact: bool = False,
@@ -57,6 +60,9 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
         self.dtype, self.exact = jnp.dtype(config.dtype), exact
         self.parts = None if parts is None else tuple(parts)
+        if together and any(part.shared is not None for part in self.parts or ()):
+            raise ValueError("parts that share a matmul are not all of one: together needs parts that name none")
+        self.together = together
         self.prepared: tuple[Array, ...] | None = None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
@@ -76,26 +82,38 @@ class Linear(nnx.Module):
             raise ValueError("this projection has no parts to be cut into: call it")
         parts, out = self.parts, {}
         x = x.astype(self.dtype)
-        alone = [part.width for part in parts if part.shared is None]
-        size = math.prod(x.shape[:-1]) * min(alone, default=0) * x.dtype.itemsize
-        # XLA's GPU backend makes one matmul of several that read the same array, if one is below 32 MiB. That suits
-        # small results; large ones it would have to cut up, and their kernels to put together, each time. A barrier
-        # around input and kernel prevents it; around the input alone it does not (equal barriers are made one)
-        apart = target_platform() == "gpu" and size >= APART
-        for members, kernel in zip(self._matmuls(), self._kernels(), strict=True):
-            widths = [parts[i].width for i in members]
+        matmuls, kernels = self._matmuls(), self._kernels()
+        # XLA's GPU backend makes one matmul of several that read the same array, if one is below 32 MiB. It puts their
+        # kernels together in every call and cuts up the result. That suits small results of a training step, whose
+        # kernels are cast in every step anyway. A barrier around input and kernel prevents it; around the input alone
+        # it does not (equal barriers are made one)
+        apart = target_platform() == "gpu" and (self.prepared is not None or self._large(math.prod(x.shape[:-1])))
+        if len(kernels) < len(matmuls):  # prepared as one
+            matmuls = [list(range(len(parts)))]
+        for members, kernel in zip(matmuls, kernels, strict=True):
             pair = x, kernel.astype(self.dtype)
             own, kernel = jax.lax.optimization_barrier(pair) if apart else pair  # noqa: PLW2901
+            widths = [parts[i].width for i in members]
             y = contract(own, kernel, self.dtype, exact=self.exact)[..., : sum(widths)]
             out |= dict(zip(members, jnp.split(y, np.cumsum(widths)[:-1], axis=-1), strict=True))
         return [out[i] for i in range(len(parts))]
 
-    def prepare(self) -> None:
+    def prepare(self, positions: int) -> None:
         """Casts and cuts the kernel once, for all calls that follow; layers may be stacked in front of its axes.
 
         What is written to the kernel afterwards is not seen.
+
+        Args:
+          positions: of a call, in all its rows. The results are those of other numbers, too.
         """
-        self.prepared = nnx.data(tuple(kernel.astype(self.dtype) for kernel in self._kernels()))
+        one = self.together and target_platform() == "gpu" and not (self._large(positions) or splits_heads())
+        kernels = [_aligned(self.kernel[...])] if one else self._kernels()
+        self.prepared = nnx.data(tuple(kernel.astype(self.dtype) for kernel in kernels))
+
+    def _large(self, positions: int) -> bool:
+        """Whether the least result that a kernel reads is."""
+        alone = [part.width for part in self.parts or () if part.shared is None]
+        return positions * min(alone, default=0) * self.dtype.itemsize >= APART
 
     def _matmuls(self) -> list[list[int]]:
         """The parts of each matmul."""
@@ -115,8 +133,12 @@ class Linear(nnx.Module):
         kernels = []
         for members in self._matmuls():
             kernel = jnp.concatenate([cut[i] for i in members], axis=-1) if len(members) > 1 else cut[members[0]]
-            kernels.append(jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 1) + [(0, -kernel.shape[-1] % ALIGNED)]))
+            kernels.append(_aligned(kernel))
         return kernels
+
+
+def _aligned(kernel: Float[Array, "*layers i o"]) -> Float[Array, "*layers i _"]:
+    return jnp.pad(kernel, [(0, 0)] * (kernel.ndim - 1) + [(0, -kernel.shape[-1] % ALIGNED)])
 
 
 def contract(
@@ -129,5 +151,9 @@ def contract(
     """
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
     kernel = kernel.astype(dtype)
-    y = matmul("ri,io->ro", rows, kernel) if exact else jax.lax.dot(rows, kernel)
+    if exact and len(rows) == 1 and target_platform() == "gpu":
+        # XLA would write the kernel out in float32 for a single row, three times what reading it takes
+        y = matmul("ri,io->ro", jnp.pad(rows, ((0, 1), (0, 0))), kernel)[:1]
+    else:
+        y = matmul("ri,io->ro", rows, kernel) if exact else jax.lax.dot(rows, kernel)
     return y.reshape(*x.shape[:-1], kernel.shape[1])

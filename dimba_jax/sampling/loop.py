@@ -130,7 +130,7 @@ def _sample(
     self_conditioning: bool,
     stages: int,
 ) -> SampleResult:
-    denoiser: Any = merge_prepared(graph, parameters)
+    denoiser: Any = merge_prepared(graph, parameters, tokens.size)
     network = guided_network(denoiser, tokens, target, valid, settings.guidance)
     table = denoiser.table()
     source = denoiser.embed(tokens)

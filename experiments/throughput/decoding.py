@@ -105,7 +105,7 @@ def calls(
         return denoiser.extend(tokens, t, cache)[0]
 
     def run(params: Any, tokens: jax.Array, cache: Any) -> jax.Array:
-        denoiser = merge_prepared(graphdef, params)
+        denoiser = merge_prepared(graphdef, params, size)
 
         def step(tokens: jax.Array, _: None) -> tuple[jax.Array, None]:
             logits = one(denoiser, tokens, cache)

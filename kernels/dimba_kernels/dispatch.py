@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,8 @@ Implementation = Literal["reference", "xla", "gpu", "tpu"]
 Platform = Literal["cpu", "gpu", "tpu"]
 _EXTRAS = {"gpu": "jax-triton and the CUDA plugin of JAX (Linux)", "tpu": "libtpu"}
 
-_CAPABILITY = "9.0"
+CAPABILITY = "9.0"  # of the GPUs that kernels are written and compiled for
+CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 _TPUS = ("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 
 _target = jax.make_user_context(None)  # part of the key of JAX's caches: what was traced for another is not found
@@ -41,6 +43,11 @@ def target(platform: Platform) -> Iterator[None]:
         raise ValueError(f"target: platform={platform!r} is unknown; pass one of {get_args(Platform)}")
     with _target(platform):
         yield
+
+
+def cuda_plugin() -> str | None:
+    """The name of JAX's CUDA plugin, which compiles for a GPU that need not be there; None where none is installed."""
+    return next((name for name in CUDA_PLUGINS if importlib.util.find_spec(name) is not None), None)
 
 
 def target_platform() -> str:
@@ -159,9 +166,9 @@ def _other_hardware(name: str) -> str | None:
     if name == "gpu" and "rocm" in device.client.platform_version.lower():
         return "its kernels are written and measured for NVIDIA GPUs"
     # others have less shared memory, or have not been tried
-    if name == "gpu" and str(device.compute_capability) != _CAPABILITY:
+    if name == "gpu" and str(device.compute_capability) != CAPABILITY:
         found = device.compute_capability
-        return f"its kernels are for compute capability {_CAPABILITY} (H100, H200), and this GPU has {found}"
+        return f"its kernels are for compute capability {CAPABILITY} (H100, H200), and this GPU has {found}"
     return None
 
 

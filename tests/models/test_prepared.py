@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dimba_kernels import target
+from dimba_kernels import sharding, target
 from flax import nnx
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.linear import Linear, Part
+from dimba_jax.models.linear import Linear, Part, contract
 from dimba_jax.models.prepared import merge_prepared
 from dimba_jax.models.token_denoiser import TokenDenoiser
 
@@ -31,6 +31,10 @@ def network(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     return graph, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape), parameters)
 
 
+def prepared(graph, parameters):
+    return merge_prepared(graph, parameters, positions=14)
+
+
 def logits(merge, graph, parameters):
     tokens = jnp.arange(14).reshape(2, 7) % VOCAB
     return merge(graph, parameters)(tokens, jnp.array([0.3, 0.8]))
@@ -41,7 +45,7 @@ def logits(merge, graph, parameters):
 def test_the_same_results(dtype, scan_layers):
     graph, parameters = network(replace(CONFIG, dtype=dtype, scan_layers=scan_layers))
     expected, found = (
-        jax.jit(logits, static_argnums=(0, 1))(merge, graph, parameters) for merge in (nnx.merge, merge_prepared)
+        jax.jit(logits, static_argnums=(0, 1))(merge, graph, parameters) for merge in (nnx.merge, prepared)
     )
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
     assert np.std(expected) > 0.1
@@ -67,25 +71,97 @@ def test_a_call_casts_and_cuts_no_kernel(scan_layers):
         ]
 
     assert touched(nnx.merge)
-    assert touched(merge_prepared) == []
+    assert touched(prepared) == []
+
+
+def projection(parts: tuple[Part, ...], *, together: bool) -> Linear:
+    config = replace(CONFIG, d_model=960, dtype="bfloat16")
+    return Linear(960, sum(part.width for part in parts), config, parts=parts, together=together, rngs=nnx.Rngs(0))
+
+
+def matmuls(linear: Linear, rows: int) -> tuple[int, int]:
+    """Of a call: matmuls, and barriers around the input and the kernel of one."""
+    found = list(equations(jax.make_jaxpr(linear.cut)(jnp.zeros((1, rows, 960), jnp.bfloat16)).jaxpr))
+    barriers = [eqn for eqn in found if eqn.primitive.name == "optimization_barrier"]
+    assert all(len(eqn.invars) == 2 for eqn in barriers)  # equal barriers are made one
+    return sum(eqn.primitive.name == "dot_general" for eqn in found), len(barriers)
+
+
+EQUAL = (Part(960), Part(960))
+SHARING = (Part(960, "gates"), Part(960), Part(5, "steps"), Part(960, "gates"), Part(5, "steps"))
+
+
+@pytest.mark.parametrize(
+    ("parts", "together", "positions", "count"),
+    [(EQUAL, True, 1024, 1), (EQUAL, True, 16384, 2), (EQUAL, False, 1024, 2), (SHARING, False, 1024, 3)],
+)
+def test_on_a_gpu_a_call_of_a_prepared_network_puts_no_kernels_together(parts, together, positions, count):
+    """XLA would, in every call. 16384 x 960 bfloat16 are 30 MiB; other numbers of rows are no other program."""
+    linear = projection(parts, together=together)
+    with target("gpu"):
+        linear.prepare(positions)
+        assert [matmuls(linear, rows) for rows in (1024, 16384)] == [(count, count)] * 2
+    linear = projection(parts, together=together)
+    linear.prepare(positions)
+    assert matmuls(linear, 1024) == (len({part.shared or i for i, part in enumerate(parts)}), 0)
+
+
+@pytest.mark.parametrize("widths", [(960, 960, 960), (12, 20, 5)])
+def test_parts_out_of_one_matmul_are_those_out_of_several(widths):
+    """Some of them no multiple of the eight columns that kernels are padded to."""
+    parts = tuple(Part(width) for width in widths)
+    x = jax.random.normal(jax.random.key(2), (2, 7, 960), jnp.bfloat16)
+    expected = projection(parts, together=True).cut(x)
+    linear = projection(parts, together=True)
+    with target("gpu"):
+        linear.prepare(14)
+        assert len(linear.prepared) == 1
+        found = jax.jit(linear.cut)(x)
+    assert [part.shape[-1] for part in found] == list(widths)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.float32(one), np.float32(other), rtol=1e-2, atol=1e-3)
+
+
+def test_kernels_whose_columns_are_split_over_devices_stay_apart():
+    """Columns of several, put together, would be split anew."""
+    linear = projection(EQUAL, together=True)
+    mesh = jax.make_mesh((2,), ("tensor",))
+    with target("gpu"), sharding(mesh, heads="tensor"):
+        linear.prepare(14)
+    assert len(linear.prepared) == 2
+
+
+def test_parts_that_share_a_matmul_are_not_put_together():
+    with pytest.raises(ValueError, match="together needs parts that name none"):
+        projection(SHARING, together=True)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_exact_results_of_one_row_are_those_of_a_row_among_others(rows):
+    """On a GPU it is given another row, since XLA would write the kernel out in float32 for one."""
+    x, kernel = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((rows, 3, 16), (16, 24))))
+    x = x[:, :1]
+
+    def run(x):
+        return contract(x, kernel, jnp.bfloat16, exact=True)
+
+    expected = run(x)
+    with target("gpu"):
+        padded = [eqn for eqn in equations(jax.make_jaxpr(run)(x).jaxpr) if eqn.primitive.name == "pad"]
+        found = run(x)
+    assert len(padded) == (rows == 1)
+    assert found.shape == (rows, 1, 24)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "apart"), [(1024, False), (16384, True)])
 def test_on_a_gpu_matmuls_with_large_results_have_inputs_of_their_own(rows, apart):
-    """16384 x 960 bfloat16 are 30 MiB; a CPU's and a TPU's compiler are left alone."""
-    config = replace(CONFIG, d_model=960, dtype="bfloat16")
-    graph, parameters = nnx.split(Linear(960, 1920, config, parts=(Part(960), Part(960)), rngs=nnx.Rngs(0)))
-    x = jax.ShapeDtypeStruct((1, rows, 960), jnp.bfloat16)
-
-    def barriers() -> int:
-        run = jax.make_jaxpr(lambda parameters, x: nnx.merge(graph, parameters).cut(x))
-        found = [eqn for eqn in equations(run(parameters, x).jaxpr) if eqn.primitive.name == "optimization_barrier"]
-        assert all(len(eqn.invars) == 2 for eqn in found)  # input and kernel: equal barriers are made one
-        return len(found)
-
-    assert barriers() == 0
+    """Not prepared, in training; 16384 x 960 bfloat16 are 30 MiB. A CPU's and a TPU's compiler are left alone."""
+    linear = projection(EQUAL, together=True)
+    assert matmuls(linear, rows) == (2, 0)
     with target("gpu"):
-        assert barriers() == (2 if apart else 0)
+        assert matmuls(linear, rows) == (2, 2 if apart else 0)
 
 
 @pytest.mark.gpu
@@ -93,8 +169,7 @@ def test_a_gpu_s_compiler_keeps_them_apart():
     """Without barriers, and with those around the inputs alone, it made one matmul of both."""
     if jax.default_backend() != "gpu":
         pytest.skip("needs a GPU")
-    config = replace(CONFIG, d_model=960, dtype="bfloat16")
-    graph, parameters = nnx.split(Linear(960, 1920, config, parts=(Part(960), Part(960)), rngs=nnx.Rngs(0)))
+    graph, parameters = nnx.split(projection(EQUAL, together=True))
     x = jax.ShapeDtypeStruct((16, 1024, 960), jnp.bfloat16)
     run = jax.jit(lambda parameters, x: nnx.merge(graph, parameters).cut(x))
     program = run.lower(parameters, x).compile().as_text()

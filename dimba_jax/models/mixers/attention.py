@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from dimba_kernels.dispatch import CAPABILITY, cuda_plugin
 from dimba_kernels.sharding import splits_positions
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -38,7 +39,7 @@ class Attention(nnx.Module):
         self.dtype = jnp.dtype(config.dtype)
         self.may_fuse = config.implementation in ("auto", "gpu")
         parts = (Part(config.d_model),) * 3
-        self.in_proj = Linear(config.d_model, 3 * config.d_model, config, parts=parts, rngs=rngs)
+        self.in_proj = Linear(config.d_model, 3 * config.d_model, config, parts=parts, together=True, rngs=rngs)
         self.out_proj = Linear(config.d_model, config.d_model, config, scale=residual_scale, rngs=rngs)
 
     def __call__(
@@ -165,12 +166,16 @@ class Attention(nnx.Module):
 
 
 def flash_runs(q: Float[Array, "b l h p"], k: Float[Array, "b m h p"], *, masked: bool) -> bool:
-    """Whether cuDNN's flash attention takes these on the device that runs here; one query is not worth it."""
-    if target_platform() != "gpu" or jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+    """Whether cuDNN's flash attention takes these on the device that runs here, or that is lowered for where JAX's CUDA
+    plugin is and no GPU; one query is not worth it."""
+    if target_platform() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
     if splits_positions():  # which it refuses
         return False
-    capability = getattr(jax.local_devices(backend="gpu")[0], "compute_capability", "0.0")
+    if jax.default_backend() == "gpu":
+        capability = getattr(jax.local_devices(backend="gpu")[0], "compute_capability", "0.0")
+    else:
+        capability = CAPABILITY if cuda_plugin() else "0.0"
     lengths = q.shape[1], k.shape[1]
     return (
         float(capability) >= 8.0

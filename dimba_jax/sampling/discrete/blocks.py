@@ -135,7 +135,7 @@ def _sample(
     ends: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
+    denoiser: TokenDenoiser = merge_prepared(graph, parameters, tokens.size // blocks)
     rows, length = tokens.shape
     source = denoiser.source_length
     in_source = jnp.broadcast_to(jnp.arange(length) < source, tokens.shape)

@@ -90,7 +90,7 @@ def _compare(
     cache: CacheKind,
 ) -> tuple[Array, Array, Array, Array]:
     """Of each step of a block but the first: the greatest and the summed difference, changed argmaxes, positions."""
-    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
+    denoiser: TokenDenoiser = merge_prepared(graph, parameters, states.shape[1] * size)
     views = rows_of(denoiser, editable, visible, guidance, hide)
     network = functools.partial(block_network, denoiser, process, views, states[0], start, size)
     cached, whole = network(cache), network("none")

@@ -216,7 +216,7 @@ def _sample(
     ends: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
+    denoiser: TokenDenoiser = merge_prepared(graph, parameters, tokens.size // blocks)
     views = rows_of(denoiser, editable, visible, guidance, hide)
     rows, length = tokens.shape
     source = denoiser.source_length

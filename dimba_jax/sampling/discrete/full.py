@@ -85,7 +85,7 @@ def _sample(
     whole: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser | Ensemble = merge_prepared(graph, parameters)
+    denoiser: TokenDenoiser | Ensemble = merge_prepared(graph, parameters, tokens.size)
     rows, length = tokens.shape
     # the prompt of a pair is its source, of running text whatever is given
     prompt = jnp.broadcast_to(jnp.arange(length) < first, (rows, length)) if first else ~editable

@@ -103,7 +103,7 @@ def _sample(
     ends: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser = merge_prepared(graph, parameters)
+    denoiser: TokenDenoiser = merge_prepared(graph, parameters, len(tokens))
     rows, length = tokens.shape
     source = denoiser.source_length
     target = jnp.broadcast_to(jnp.arange(length) >= source, (rows, length))
