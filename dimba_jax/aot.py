@@ -2,11 +2,13 @@
 
     python -m dimba_jax.aot --config=configs/diffumamba.py:1b3 --topology=v5e:16x16 --config.mesh.fsdp=256 …
 
-libtpu (the `tpu` extra, any Linux machine) holds the compiler of a TPU. What is printed is of one chip: memory by kind,
+libtpu (the `tpu` extra, any Linux machine) holds the compiler of a TPU, JAX's CUDA plugin (the `gpu` extra) that of an
+NVIDIA GPU. What is printed is of one chip: memory by kind,
 FLOPs, bytes, kernels and collectives of the compiled program, and the times and the utilisation that they would come to
 at the rates that the chip's maker publishes: predictions, not measurements. Topologies: v5e, v5p and v6e slices such as
-v5e:16x16, v5p:8x8x8, v6e:16x16; and cpu:8, eight devices of a host, whose partitioned program and collectives are those
-that any eight devices start from. The exit status is 1 if a program does not fit.
+v5e:16x16, v5p:8x8x8, v6e:16x16; h200:8, a host's GPUs, whose kernels and library calls are those that would run and
+whose Triton kernels' multiplications are not counted; and cpu:8, eight devices of a host, whose partitioned program and
+collectives are those that any eight devices start from. The exit status is 1 if a program does not fit.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define = commandline.Flags()
     define.config("recipe, as in configs/diffumamba.py:1b3", argv)
-    define.text("topology", None, "what to compile for, as v5e:16x16 or cpu:8")
+    define.text("topology", None, "what to compile for, as v5e:16x16, h200:8 or cpu:8")
     define.listing("parts", list(PARTS), "which of train and sample")
     define.text("output", None, "JSON lines file to add a row to for each part")
     options = define.parse(argv)
@@ -52,13 +54,16 @@ def _run(options: flags.FlagValues) -> int:
     config = from_config_dict(options.config)
     generation, _, count = options.topology.partition(":")
     if generation == "cpu" and count.isdigit() and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        devices = f"--xla_force_host_platform_device_count={count}"  # read when JAX first looks for devices
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
+        _add(f"--xla_force_host_platform_device_count={count}")
+    from dimba_jax.scale.chips import GPUS, target_of
+    from dimba_jax.scale.gpu import FLAGS
+
+    if generation in GPUS:
+        _add(*FLAGS)
 
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs, so that no accelerator of this machine is taken
-    from dimba_jax.scale.chips import target_of
     from dimba_jax.scale.programs import compile_part
     from dimba_jax.scale.report import describe, lines
 
@@ -72,6 +77,11 @@ def _run(options: flags.FlagValues) -> int:
             with open(options.output, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row | {"commit": program()}) + "\n")
     return 0 if fits else 1
+
+
+def _add(*options: str) -> None:
+    """To XLA's, which it reads when JAX first looks for devices."""
+    os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *options])
 
 
 def program() -> str | None:

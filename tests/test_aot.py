@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from aot_process import LAYERS, RECIPE, ROOT, SMALL, command
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dimba_jax import aot
@@ -26,23 +23,9 @@ from dimba_jax.scale.work import _meetings, work_of
 
 OPTIMISED = True  # what is read is what the compiler makes of a program
 
-ROOT = Path(__file__).resolve().parents[1]
-RECIPE = f"--config={ROOT / 'configs/diffumamba.py'}:tiny"
-LAYERS = 3
-SMALL = ["--config.training.batch_size=32", f"--config.model.layers={LAYERS}", "--config.model.scan_layers=True"]
 WITH_LIBTPU = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="no libtpu: install the `tpu` extra"
 )
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: libtpu reads its settings once, and other tests load it with others."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("TRITON_INTERPRET", "XLA_FLAGS")}
-    environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "dimba_jax.aot", *arguments],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +94,7 @@ def test_a_shape_that_no_slice_has_is_refused():
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "gpu:8", "cpu:many", "cpu:99"])
+@pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "gpu:8", "h200", "h200:9", "h200:2x4", "cpu:many", "cpu:99"])
 def test_a_topology_that_is_unknown_is_refused(topology):
     with pytest.raises(ConfigError, match=f"--topology={topology}"):
         chips.target_of(topology)

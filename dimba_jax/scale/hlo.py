@@ -13,6 +13,7 @@ _NAME = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = ")
 _ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+(?:e\dm\d\w*)?)\[([\d,]*)\](\{[^{}]*\})?")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+FUSIONS = ("fusion", "fusion-start")
 _REDUCERS = ("reduce", "all-reduce", "reduce-scatter", "scatter", "sort", "reduce-window", "select-and-scatter", "map")
 
 
@@ -146,7 +147,7 @@ class Module:
                 called += re.findall(r"%?([\w.-]+)", branches)
             for callee in called:
                 if callee in self.computations:
-                    yield from self._runs(callee, times * trips, inner, fused or instruction.opcode == "fusion")
+                    yield from self._runs(callee, times * trips, inner, fused or instruction.opcode in FUSIONS)
 
     def _trips(self, loop: Instruction) -> int:
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.line)

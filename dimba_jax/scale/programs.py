@@ -74,7 +74,8 @@ def compile_part(part: Part, config: RunConfig, target: Target) -> Program | Too
         trace, arguments, rows = traces[part](config, mesh)
         with kernels_asked_for(config):
             traced = trace()
-        lowered = traced.lower(lowering_platforms=(target.platform,))
+        platform = "cuda" if target.platform == "gpu" else target.platform  # JAX knows "gpu" only where one is
+        lowered = traced.lower(lowering_platforms=(platform,))
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

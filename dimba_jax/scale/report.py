@@ -146,17 +146,21 @@ def _time(row: Row, cycles: int, chip: Chip) -> Row:
         "links": row["sent"] / chip.links,
     }
     ideal = row["model_flops"] / chip.flops
-    # the compiler's figure knows the vector units, but neither kernels, which are at best at their bytes, nor waiting
-    scheduled = cycles / chip.clock + row["kernel_bytes"] / chip.bandwidth
     best = max(parts.values())
-    return {
+    found = {
         "seconds": parts,
         "step_seconds": best,
         "step_seconds_apart": sum(parts.values()),
-        "scheduled_seconds": scheduled,
         "bound": max(parts, key=lambda name: parts[name]),
         "utilisation": ideal / best,
         "utilisation_apart": ideal / sum(parts.values()),
+    }
+    if chip.clock is None:
+        return found
+    # the compiler's figure knows the vector units, but neither kernels, which are at best at their bytes, nor waiting
+    scheduled = cycles / chip.clock + row["kernel_bytes"] / chip.bandwidth
+    return found | {
+        "scheduled_seconds": scheduled,
         "utilisation_scheduled": ideal / max(scheduled, parts["links"]),
     }
 
@@ -199,14 +203,17 @@ def lines(row: Row) -> list[str]:
     if "seconds" not in row:
         return [*out, "  no time is predicted for these devices"]
     parts = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in row["seconds"].items())
-    return [
-        *out,
+    out.append(
         f"  roofline     {1e3 * row['step_seconds']:.1f} ms ({row['bound']}) if all overlap, "
-        f"{1e3 * row['step_seconds_apart']:.1f} if nothing does: {parts}",
-        f"  compiler     {1e3 * row['scheduled_seconds']:.1f} ms by its own estimate, kernels at their bytes",
-        f"  utilisation  {row['utilisation']:.0%} of peak predicted at best, {row['utilisation_apart']:.0%} without "
-        f"overlap, {row['utilisation_scheduled']:.0%} by the compiler's estimate",
-    ]
+        f"{1e3 * row['step_seconds_apart']:.1f} if nothing does: {parts}"
+    )
+    used = f"{row['utilisation']:.0%} of peak predicted at best, {row['utilisation_apart']:.0%} without overlap"
+    if "scheduled_seconds" in row:
+        out.append(
+            f"  compiler     {1e3 * row['scheduled_seconds']:.1f} ms by its own estimate, kernels at their bytes"
+        )
+        used += f", {row['utilisation_scheduled']:.0%} by the compiler's estimate"
+    return [*out, f"  utilisation  {used}"]
 
 
 def _size(count: float) -> str:

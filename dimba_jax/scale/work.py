@@ -13,16 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from dimba_jax.scale.hlo import Array, Computation, Instruction, Module, Run
+from dimba_jax.scale.hlo import FUSIONS, Array, Computation, Instruction, Module, Run
 from dimba_jax.scale.kernels import KernelFlops
 
 KERNEL = 'custom_call_target="tpu_custom_call"'
+# on a GPU matmuls are calls of cuBLAS, whose second result is room to work in, and attention is cuDNN's
+GEMM = 'custom_call_target="__cublas$'
+TRITON = 'custom_call_target="triton_kernel_call"'
+ATTENTION = 'custom_call_target="__cudnn$fmha'
 
 # what moves nothing by itself: names of what is there, and the ends of copies that are counted where they begin
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "opt-barrier", "async-update", "async-done", "copy-done", "slice-done",
     "all-gather-done", "all-reduce-done", "collective-permute-done", "optimization-barrier",
+    "fusion-done",
 }  # fmt: skip
 _VIEWS = ("bitcast", "reshape", "copy", "transpose", "convert")
 _SLICES = ("dynamic-slice", "slice", "slice-start", "gather")
@@ -36,7 +41,8 @@ _CHAIN = re.compile(r'chain_id="(\d+)"')  # of a gather that every fusion it run
 
 @dataclass
 class Work:
-    """Of one device. kernels: how often each Pallas kernel runs. estimated_cycles: the compiler's, without kernels."""
+    """Of one device. kernels: how often each Pallas kernel runs, Triton's all under one name, which a program does not
+    tell, and without their multiplications. estimated_cycles: the compiler's, without kernels."""
 
     matmul_flops: float = 0
     kernel_flops: float = 0
@@ -68,6 +74,9 @@ def work_of(module: Module, kernel_flops: KernelFlops) -> Work:
             flops = _convolution(run) if instruction.opcode == "convolution" else _dot(run)
             work.matmul_flops += run.times * flops
             work.flops_once += flops
+        if GEMM in instruction.line:
+            work.matmul_flops += run.times * _gemm(run)
+            work.flops_once += _gemm(run)
         if run.fused or instruction.opcode in _FREE or any(target in instruction.line for target in _PLACES):
             continue
         estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.line)
@@ -75,12 +84,27 @@ def work_of(module: Module, kernel_flops: KernelFlops) -> Work:
         size = _moved(run, module)
         work.bytes += run.times * size
         work.bytes_once += size
-        if KERNEL in instruction.line:
-            name = kernel_name(instruction)
+        found = _kernel(run, kernel_flops)
+        if found is not None:
+            name, flops = found
             work.kernels[name] = work.kernels.get(name, 0) + run.times
             work.kernel_bytes += run.times * size
-            work.kernel_flops += run.times * kernel_flops.of(name, [array.sizes for array in instruction.arrays])
+            work.kernel_flops += run.times * flops
     return work
+
+
+def _kernel(run: Run, kernel_flops: KernelFlops) -> tuple[str, float] | None:
+    """The name of the kernel that an instruction calls, and its multiplications; None: it calls none."""
+    instruction = run.instruction
+    if KERNEL in instruction.line:
+        name = kernel_name(instruction)
+        return name, kernel_flops.of(name, [array.sizes for array in instruction.arrays])
+    if TRITON in instruction.line:
+        return "triton", 0.0
+    if ATTENTION in instruction.line:
+        backward = "Backward" in instruction.line
+        return "cudnn_attention" + "_backward" * backward, _attention(run, products=5 if backward else 2)
+    return None
 
 
 def kernel_name(call: Instruction) -> str:
@@ -94,6 +118,19 @@ def _dot(run: Run) -> float:
     sizes = run.operand(0).arrays[0].sizes
     inner = math.prod(sizes[int(place)] for place in contracted[1].split(",") if place) if contracted else 1
     return 2 * run.instruction.arrays[0].elements * inner
+
+
+def _gemm(run: Run) -> float:
+    contracted = re.search(r'"lhs_contracting_dimensions":\[([^]]*)\]', run.instruction.line)
+    sizes = run.operand(0).arrays[0].sizes
+    inner = math.prod(sizes[int(place)] for place in re.findall(r"\d+", contracted[1])) if contracted else 1
+    return 2 * run.instruction.arrays[0].elements * inner
+
+
+def _attention(run: Run, products: int) -> float:
+    """Products of (l, p) and (m, p) for each row and head; that a causal mask halves them is not looked at."""
+    q, k = (run.operand(place).arrays[0] for place in (0, 1))  # (b, l, h, p), (b, m, h, p)
+    return products * 2.0 * q.elements * k.sizes[1]
 
 
 def _convolution(run: Run) -> float:
@@ -137,9 +174,9 @@ def _meetings(length: int, kernel: int, out: int, window: Mapping[str, tuple[int
 def _moved(run: Run, module: Module) -> float:
     """Bytes that an instruction reads from HBM and writes there."""
     instruction = run.instruction
-    if instruction.opcode == "fusion":
+    if instruction.opcode in FUSIONS:
         return _fused(run, module)
-    written = instruction.arrays
+    written = instruction.arrays[:1] if GEMM in instruction.line else instruction.arrays
     if instruction.opcode.endswith("-start"):  # (operand, result, ...) of a copy or collective
         written = written[1:2]
     if instruction.opcode in _SLICES:
@@ -158,7 +195,10 @@ def _fused(run: Run, module: Module) -> float:
         arrays = run.computation[outside].arrays
         if arrays and not arrays[0].on_chip:
             total += min(_read(body.parameters[place], body, module), sum(array.bytes for array in arrays))
-    for array, inside in zip(run.instruction.arrays, _results(body), strict=False):
+    made = run.instruction.arrays
+    if run.instruction.opcode == "fusion-start":  # ((operands), results, ...)
+        made = tuple(array for result in _results(body) for array in result.arrays[:1])
+    for array, inside in zip(made, _results(body), strict=False):
         if not array.on_chip:
             total += min(array.bytes, _written(inside, body, module))
     return total

@@ -26,7 +26,7 @@ Platform = Literal["cpu", "gpu", "tpu"]
 _EXTRAS = {"gpu": "jax-triton and the CUDA plugin of JAX (Linux)", "tpu": "libtpu"}
 
 CAPABILITY = "9.0"  # of the GPUs that kernels are written and compiled for
-CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+CUDA_PLUGINS = ("xla_cuda13", "xla_cuda12")
 _TPUS = ("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 
 _target = jax.make_user_context(None)  # part of the key of JAX's caches: what was traced for another is not found
@@ -47,7 +47,9 @@ def target(platform: Platform) -> Iterator[None]:
 
 def cuda_plugin() -> str | None:
     """The name of JAX's CUDA plugin, which compiles for a GPU that need not be there; None where none is installed."""
-    return next((name for name in CUDA_PLUGINS if importlib.util.find_spec(name) is not None), None)
+    if importlib.util.find_spec("jax_plugins") is None:
+        return None
+    return next((name for name in CUDA_PLUGINS if importlib.util.find_spec(f"jax_plugins.{name}") is not None), None)
 
 
 def target_platform() -> str:
