@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.conditioning import NORMS, Branch, Modulation, NoisyModulation, PlainNorm
+from dimba_jax.models.conditioning import NORMS, Branch, Modulation, NoisyModulation, PlainNorm, Stream
 from dimba_jax.models.linear import Linear, Part
 from dimba_jax.models.mixers.build import make_mixer
 from dimba_jax.models.mixers.state import Sides, State
@@ -35,7 +35,8 @@ class SwiGLU(nnx.Module):
 class Block(nnx.Module):
     """h + mixer(norm(h)), then h + MLP(norm(h)), each norm modulated by the condition c.
 
-    The residual stream is float32; what enters a branch has the compute dtype.
+    The residual stream is float32; what enters a branch has the compute dtype. A block leaves its last branch to the
+    norm of the next one to be added: one pass over the stream less.
 
     Args:
       mixer: a name of `config.pattern`.
@@ -64,65 +65,63 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        h: Float[Array, "b l d"],
+        stream: Stream,
         mask: Bool[Array, "b l"] | None,
         c: Modulation | None,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b l d"]:
-        return self._run(h, c, lambda x: self.mixer(x, mask), key)[0]
+    ) -> Stream:
+        return self._run(stream, c, lambda x: self.mixer(x, mask), key)[0]
 
     def extend(
-        self, h: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, c: Modulation | None, state: State
-    ) -> tuple[Float[Array, "b k d"], State]:
+        self, stream: Stream, mask: Bool[Array, "b k"] | None, c: Modulation | None, state: State
+    ) -> tuple[Stream, State]:
         """A segment that goes on from a state of the mixer, and the state behind it."""
-        return self._run(h, c, lambda x: self.mixer(x, mask, state))
+        return self._run(stream, c, lambda x: self.mixer(x, mask, state))
 
     def refresh(
         self,
-        h: Float[Array, "b l d"],
+        stream: Stream,
         mask: Bool[Array, "b l"] | None,
         c: Modulation | None,
         start: Int[Array, ""] | int,
         size: int,
-    ) -> tuple[Float[Array, "b l d"], Sides]:
+    ) -> tuple[Stream, Sides]:
         """A row, and what its positions [start, start + size) need of the others; see `Mixer.refresh`."""
-        return self._run(h, c, lambda x: self.mixer.refresh(x, mask, start, size))
+        return self._run(stream, c, lambda x: self.mixer.refresh(x, mask, start, size))
 
-    def window(
-        self, h: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, c: Modulation | None, sides: Sides
-    ) -> Float[Array, "b k d"]:
+    def window(self, stream: Stream, mask: Bool[Array, "b k"] | None, c: Modulation | None, sides: Sides) -> Stream:
         """Those positions anew."""
-        return self._run(h, c, lambda x: (self.mixer.window(x, mask, sides), None))[0]
+        return self._run(stream, c, lambda x: (self.mixer.window(x, mask, sides), None))[0]
 
     def two_streams(
         self,
-        clean: Float[Array, "b l d"],
-        noisy: Float[Array, "r k d"],
+        clean: Stream,
+        noisy: Stream,
         masks: tuple[Bool[Array, "b l"] | None, Bool[Array, "r k"] | None],
         conditions: tuple[Modulation | None, NoisyModulation | None],
         first: int,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b l d"], Float[Array, "r k d"]]:
+    ) -> tuple[Stream, Stream]:
         """A clean row and the noisy blocks of the same row, which see the clean ones; see `Mixer.two_streams`."""
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        clean, x_clean, gate_clean = self.mixer_norm(clean, conditions[0])
-        noisy, x_noisy, gate_noisy = self.mixer_norm(noisy, conditions[1])
+        h_clean, x_clean, gate_clean = self.mixer_norm(clean.h, conditions[0], clean.branch)
+        h_noisy, x_noisy, gate_noisy = self.mixer_norm(noisy.h, conditions[1], noisy.branch)
         y_clean, y_noisy = self.mixer.two_streams(x_clean, x_noisy, *masks, first)
         return (
-            self._feed_forward(clean, Branch(y_clean, gate_clean), conditions[0], keys[0], keys[2]),
-            self._feed_forward(noisy, Branch(y_noisy, gate_noisy), conditions[1], keys[1], keys[3]),
+            self._feed_forward(h_clean, Branch(y_clean, gate_clean), conditions[0], keys[0], keys[2]),
+            self._feed_forward(h_noisy, Branch(y_noisy, gate_noisy), conditions[1], keys[1], keys[3]),
         )
 
     def _run(
         self,
-        h: Array,
+        stream: Stream,
         c: Modulation | None,
         mix: Callable[[Array], tuple[Array, Any]],
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Array, Any]:
+    ) -> tuple[Stream, Any]:
         """Both branches with the mixer run as `mix` says, and the second value of that."""
         mixer_key, mlp_key = (None, None) if key is None else jax.random.split(key)
-        h, x, gate = self.mixer_norm(h, c)
+        h, x, gate = self.mixer_norm(stream.h, c, stream.branch)
         y, kept = mix(x)
         return self._feed_forward(h, Branch(y, gate), c, mixer_key, mlp_key), kept
 
@@ -133,19 +132,23 @@ class Block(nnx.Module):
         c: Modulation | None,
         mixer_key: PRNGKeyArray | None,
         mlp_key: PRNGKeyArray | None,
-    ) -> Array:
-        """The stream with the mixer's branch and the MLP's in it."""
+    ) -> Stream:
+        """The stream with the mixer's branch in it, and the MLP's behind it (the mixer's, if there is no MLP)."""
         mixed = self._dropped_out(mixed, mixer_key)
         if self.mlp is not None:
             h, x, gate = self.mlp_norm(h, c, mixed)
             mixed = self._dropped_out(Branch(self.mlp(x), gate), mlp_key)
-        y = mixed.y.astype(jnp.float32)
-        return h + y if mixed.gate is None else h + mixed.gate * y
+        stream = Stream(h, mixed)
+        # what dropout leaves is float32, which XLA adds where it makes it and a kernel would have to be given
+        return stream if self._keeps_all(mlp_key) else Stream(stream.whole())
 
     def _dropped_out(self, branch: Branch, key: PRNGKeyArray | None) -> Branch:
-        if key is None or self.dropout == 0.0:
+        if self._keeps_all(key):
             return branch
         return branch._replace(y=dropout(branch.y.astype(jnp.float32), self.dropout, key))
+
+    def _keeps_all(self, key: PRNGKeyArray | None) -> bool:
+        return key is None or self.dropout == 0.0
 
 
 def mlp_ratio(config: ModelConfig, mixer: str) -> float:

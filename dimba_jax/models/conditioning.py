@@ -58,6 +58,20 @@ class Branch(NamedTuple):
     gate: Float[Array, "#b #l d"] | None = None
 
 
+class Stream(NamedTuple):
+    """The residual stream, float32, and the branch that is still to be added to it: by the next norm, on its way."""
+
+    h: Float[Array, "b l d"]
+    branch: Branch | None = None
+
+    def whole(self) -> Float[Array, "b l d"]:
+        """The branch added."""
+        if self.branch is None:
+            return self.h
+        y = self.branch.y.astype(jnp.float32)
+        return self.h + (y if self.branch.gate is None else self.branch.gate * y)
+
+
 class Normed(NamedTuple):
     """The stream with the branch before in it, the input of the next branch, and that one's gate."""
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.block import Block, mlp_ratio
-from dimba_jax.models.conditioning import Modulation, NoisyModulation
+from dimba_jax.models.conditioning import Modulation, NoisyModulation, Stream
 from dimba_jax.models.mixers.core import SAVED
 
 Step = Callable[[Block, Any, Any, PRNGKeyArray | None], tuple[Any, Any]]
@@ -76,7 +76,7 @@ class Stack(nnx.Module):
         c: Modulation | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b l d"]:
-        return self._run(lambda block, h, _, key: (block(h, mask, c, key), None), h, None, key)[0]
+        return self._run(lambda block, h, _, key: (block(h, mask, c, key), None), Stream(h), None, key)[0].h
 
     def empty(self, rows: int, capacity: int) -> Layers:
         """The states of all mixers before any position; `capacity` is the most positions they will ever hold."""
@@ -94,7 +94,8 @@ class Stack(nnx.Module):
         self, h: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, c: Modulation | None, states: Layers
     ) -> tuple[Float[Array, "b k d"], Layers]:
         """A segment that goes on from these states, and the states behind it."""
-        return self._run(lambda block, h, state, _: block.extend(h, mask, c, state), h, states)
+        stream, states = self._run(lambda block, h, state, _: block.extend(h, mask, c, state), Stream(h), states)
+        return stream.h, states
 
     def refresh(
         self,
@@ -105,13 +106,14 @@ class Stack(nnx.Module):
         size: int,
     ) -> tuple[Float[Array, "b l d"], Layers]:
         """A row, and what its positions [start, start + size) need of the others in every layer."""
-        return self._run(lambda block, h, *_: block.refresh(h, mask, c, start, size), h)
+        stream, sides = self._run(lambda block, h, *_: block.refresh(h, mask, c, start, size), Stream(h))
+        return stream.h, sides
 
     def window(
         self, h: Float[Array, "b k d"], mask: Bool[Array, "b k"] | None, c: Modulation | None, sides: Layers
     ) -> Float[Array, "b k d"]:
         """Those positions anew, amid the rest as it was in every layer."""
-        return self._run(lambda block, h, sides, _: (block.window(h, mask, c, sides), None), h, sides)[0]
+        return self._run(lambda block, h, sides, _: (block.window(h, mask, c, sides), None), Stream(h), sides)[0].h
 
     def two_streams(
         self,
@@ -124,15 +126,18 @@ class Stack(nnx.Module):
     ) -> Float[Array, "r k d"]:
         """The noisy blocks, layer by layer beside the clean row; see `Mixer.two_streams`."""
 
-        def step(block: Block, streams: tuple[Array, Array], _: None, key: PRNGKeyArray | None):
+        def step(block: Block, streams: tuple[Stream, Stream], _: None, key: PRNGKeyArray | None):
             return block.two_streams(*streams, masks, conditions, first, key), None
 
-        return self._run(step, (clean, noisy), None, key)[0][1]
+        return self._run(step, (Stream(clean), Stream(noisy)), None, key)[0][1].h
 
     def _run(
         self, step: Step, carry: PyTree, values: Layers | None = None, key: PRNGKeyArray | None = None
     ) -> tuple[PyTree, Layers]:
-        """`step(block, carry, value, key) -> (carry, value)` over all layers; the values it returns, stacked."""
+        """`step(block, carry, value, key) -> (carry, value)` over all layers; the values it returns, stacked.
+
+        The carry is of `Stream`s, which come back whole.
+        """
 
         def run(group: Group, carry: PyTree, values: tuple | None, key: PRNGKeyArray | None) -> tuple[PyTree, tuple]:
             out = []
@@ -149,7 +154,12 @@ class Stack(nnx.Module):
         if self.groups is not None:
             xs = (None if values is None else values.groups, None if keys is None else keys[1:])
             if self.scan_layers:
-                body = _rematerialised(run, self.remat, scanned=True)
+
+                def run_whole(*arguments: Any) -> tuple[PyTree, tuple]:
+                    carry, values = run(*arguments)
+                    return _whole(carry), values  # as it went in
+
+                body = _rematerialised(run_whole, self.remat, scanned=True)
                 carry, group_values = jax.lax.scan(lambda carry, x: body(x[0], carry, *x[1]), carry, (self.groups, xs))
             else:
                 groups = _unstack(self.groups, self.repeats) if self.unstacked is None else self.unstacked
@@ -161,7 +171,11 @@ class Stack(nnx.Module):
         if self.rest is not None:
             rest = None if values is None else values.rest
             carry, rest_values = once(self.rest, carry, rest, None if keys is None else keys[0])
-        return carry, Layers(group_values, rest_values)
+        return _whole(carry), Layers(group_values, rest_values)
+
+
+def _whole(streams: PyTree) -> PyTree:
+    return jax.tree.map(lambda one: Stream(one.whole()), streams, is_leaf=lambda one: isinstance(one, Stream))
 
 
 def _rematerialised(run: Callable[..., Any], remat: str, *, scanned: bool) -> Callable[..., Any]:

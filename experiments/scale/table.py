@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from results.jsonl.
+"""Writes the tables of README.md from results.jsonl and gpus.jsonl.
 
 python experiments/scale/table.py
 """
@@ -21,6 +21,10 @@ HEAD = (
     "size", "L", "slice", "mesh", "HBM GiB", "free", "state GiB", "PFLOPs", "HBM GB", "sent GB",
     "roofline ms", "no overlap", "compiler ms", "bound", "utilisation", "commit",
 )  # fmt: skip
+OF_GPUS = (
+    "size", "L", "rows", "GPUs", "layers", "GiB a GPU", "planned there", "free", "state GiB", "TFLOPs", "HBM GB",
+    "sent GB", "commit",
+)  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -38,7 +42,9 @@ def tables() -> dict[str, str]:
         others = [row for row in of_part if id(row) not in best]
         if others:
             found[f"{part}, other meshes"] = _table(others)
-    return found
+    rows = list({_gpu_run(row): row for row in result_files.read(HERE / "gpus.jsonl")}.values())
+    trained = {_trained(line): line for line in result_files.read(HERE.parent / "throughput" / "training.jsonl")}
+    return found | {"GPUs of a host": _gpus(rows, trained)}
 
 
 def main() -> None:
@@ -62,6 +68,33 @@ def _seconds(row: Row) -> float:
 def _table(rows: list[Row]) -> str:
     head = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     return "\n".join(head + ["| " + " | ".join(_cells(row)) + " |" for row in rows])
+
+
+def _gpus(rows: list[Row], trained: dict[tuple, Row]) -> str:
+    """Training steps compiled for H200s, and what was planned for the same step on one (experiments/throughput)."""
+    lines = ["| " + " | ".join(OF_GPUS) + " |", "|" + "---|" * len(OF_GPUS)]
+    for row in rows:
+        name, length, count, devices, scanned = _gpu_run(row)
+        there = trained.get((f"{name} remat={row['remat']}{'' if scanned else ' unroll'}", count, length, devices))
+        cells = [
+            name, f"{length:,}", count, devices, "scanned" if scanned else "unrolled",
+            f"{row['hbm_needed'] / 2**30:.2f}",
+            "–" if there is None else f"{there['peak_bytes'] / 2**30:.2f}",
+            f"{row['free']:.0%}",
+            f"{sum(row['kinds'][kind] for kind in ('parameters', 'average', 'moments')) / 2**30:.2f}",
+            f"{row['matmul_flops'] / 1e12:.1f}", f"{row['bytes'] / 1e9:.0f}", f"{row['sent'] / 1e9:.1f}", row["commit"],
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _gpu_run(row: Row) -> tuple[str, int, int, int, bool]:
+    name = row["name"].removeprefix("diffumamba_").replace("_", "-")
+    return name, row["length"], row["rows"], int(row["topology"].partition(":")[2]), row["stacks_gathered"] is not None
+
+
+def _trained(line: Row) -> tuple[str, int, int, int]:
+    return line["run"], line["rows"], line["length"], line["devices"]
 
 
 def _cells(row: Row) -> list[str]:

@@ -13,6 +13,7 @@ from flax import nnx
 
 from dimba_jax.config import ModelConfig
 from dimba_jax.models.block import Block
+from dimba_jax.models.conditioning import Stream
 from dimba_jax.models.mixers import make_mixer
 from dimba_jax.models.mixers.core import two_cores
 
@@ -92,7 +93,7 @@ def test_gpu_kernels_of_a_block_change_nothing(modulation, by_position):
         params = jax.tree.unflatten(jax.tree.structure(params), leaves)
 
         def loss(params, x, c, graph=graph):
-            y = nnx.merge(graph, params)(x, None, c if by_position else c[:, 0])
+            y = nnx.merge(graph, params)(Stream(x), None, c if by_position else c[:, 0]).whole()
             return jnp.sum(jnp.sin(y)), y
 
         run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from dimba_jax.config import ModelConfig
-from dimba_jax.models.conditioning import sinusoidal
+from dimba_jax.models.conditioning import Stream, sinusoidal
 from dimba_jax.models.mixers.core import SAVED
 from dimba_jax.models.stack import Stack
 
@@ -52,9 +52,10 @@ def run_with_gradients(stack, h, c, key):
     return [y, *jax.tree.leaves(gradients)]
 
 
-def test_scanned_unrolled_and_rematerialised_layers_agree():
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_scanned_unrolled_and_rematerialised_layers_agree(dropout):
     """The same parameters, values, gradients and dropout, whichever way the layers run."""
-    config = dataclasses.replace(CONFIG, dropout=0.2, mlp_ratio=0.0)
+    config = dataclasses.replace(CONFIG, dropout=dropout, mlp_ratio=0.0)
     key = jax.random.key(7)
     stack = drawn(config)
     expected = run_with_gradients(stack, *inputs(), key)
@@ -81,6 +82,29 @@ def test_what_mixers_read_and_returned_is_kept_if_asked_for(mixer, remat, kept, 
     h, c = inputs()
     jax.ad_checkpoint.print_saved_residuals(lambda stack, h: jnp.sum(stack(h, MASK, c)), stack, h)
     assert capsys.readouterr().out.count(f"named '{SAVED}'") == kept
+
+
+@pytest.mark.parametrize("mlp_ratio", [0.0, 1.0])
+@pytest.mark.parametrize("modulation", ["film", "adaln_zero"])
+def test_a_block_leaves_its_last_branch_to_the_next_norm(modulation, mlp_ratio):
+    """The same as if it had been added, gates and gradients too; after dropout it has been."""
+    config = dataclasses.replace(LIGHT, modulation=modulation, mlp_ratio=mlp_ratio, dropout=0.2, scan_layers=False)
+    group = jax.tree.map(lambda p: p[0], drawn(config).groups)
+    block, (h, c) = group.blocks[0], inputs()
+
+    def twice(whole, h, c):
+        between = block(Stream(h), MASK, c)
+        assert between.branch is not None
+        assert (between.branch.gate is not None) == (modulation == "adaln_zero")
+        return block(Stream(between.whole()) if whole else between, MASK, c).whole()
+
+    for h_or_c in (0, 1):
+        found, expected = (
+            jax.value_and_grad(lambda *x, whole=whole: jnp.sum(jnp.sin(twice(whole, *x))), argnums=h_or_c)(h, c)
+            for whole in (False, True)
+        )
+        jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), found, expected)
+    assert block(Stream(h), MASK, c, jax.random.key(0)).branch is None
 
 
 def test_layers_are_stacked_and_the_pattern_repeats():
