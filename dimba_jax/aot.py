@@ -3,10 +3,10 @@
     python -m dimba_jax.aot --config=configs/diffumamba.py:1b3 --topology=v5e:16x16 --config.mesh.fsdp=256 …
 
 libtpu (the `tpu` extra, any Linux machine) holds the compiler of a TPU, JAX's CUDA plugin (the `gpu` extra) that of an
-NVIDIA GPU. What is printed is of one chip: memory by kind,
-FLOPs, bytes, kernels and collectives of the compiled program, and the times and the utilisation that they would come to
-at the rates that the chip's maker publishes: predictions, not measurements. Topologies: v5e, v5p and v6e slices such as
-v5e:16x16, v5p:8x8x8, v6e:16x16; h200:8, a host's GPUs, whose kernels and library calls are those that would run and
+NVIDIA GPU. What is printed is of one chip: memory by kind, FLOPs, bytes, kernels and collectives of the compiled
+program, and the times and the utilisation that they would come to at the rates that the chip's maker publishes:
+predictions, not measurements. Topologies: v5e, v5p and v6e slices such as v5e:16x16, v5p:8x8x8, v6e:16x16; h200:8, GPUs
+of a host, for whose program nothing is timed as it would be on one (some matmuls may take another form there), and
 whose Triton kernels' multiplications are not counted; and cpu:8, eight devices of a host, whose partitioned program and
 collectives are those that any eight devices start from. The exit status is 1 if a program does not fit.
 """
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from dimba_jax import commandline
-from dimba_jax.config import from_config_dict
+from dimba_jax.config import ConfigError, from_config_dict
 
 PARTS = ("train", "sample")
 
@@ -80,8 +80,11 @@ def _run(options: flags.FlagValues) -> int:
 
 
 def _add(*options: str) -> None:
-    """To XLA's, which it reads when JAX first looks for devices."""
-    os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *options])
+    """To XLA's, which it reads when JAX first looks for devices; the last of two counts."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if given.strip() and not given.lstrip().startswith("-"):
+        raise ConfigError(f"XLA_FLAGS={given} names a file, to which {' '.join(options)} cannot be added: unset it")
+    os.environ["XLA_FLAGS"] = f"{given} {' '.join(options)}".strip()
 
 
 def program() -> str | None:

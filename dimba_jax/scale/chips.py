@@ -91,10 +91,14 @@ def _gpu(topology: str, kind: str, count: str) -> Target:
     if count not in map(str, range(1, 9)):
         raise ConfigError(f"--topology={topology}: expected 1 to 8 GPUs of one host, such as {kind}:8")
     if cuda_plugin() is None:
-        raise ConfigError(
-            f"--topology={topology} needs JAX's CUDA plugin, which is not installed: install the `gpu` extra"
-        )
-    return Target(topology, "gpu", gpu.described(kind, int(count)), GPUS[kind])
+        needs = "needs JAX's CUDA plugin (jax_plugins.xla_cuda13), which is not all installed: install the `gpu` extra"
+        raise ConfigError(f"--topology={topology} {needs}")
+    try:
+        devices = gpu.described(kind, int(count))
+    except Exception as error:  # the plugin's own, of several types
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--topology={topology}: JAX's CUDA plugin refuses its description ({reason})") from None
+    return Target(topology, "gpu", devices, GPUS[kind])
 
 
 def _cpu(topology: str, count: str) -> Target:

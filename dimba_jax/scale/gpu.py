@@ -1,8 +1,8 @@
 """NVIDIA GPUs described to XLA, which then compiles for them on a machine without one.
 
 JAX's CUDA plugin (the `gpu` extra) holds the compiler. What it would time on the device, several forms of a matmul, it
-takes as it comes (FLAGS). Attention and matmuls are library calls (cuDNN, cuBLAS): the program tells what they read and
-write and not how long they take.
+takes as it comes (FLAGS, which stand behind a user's own). Attention and matmuls are library calls (cuDNN, cuBLAS): the
+program tells what they read and write and not how long they take, nor how much room cuDNN takes to work in.
 """
 
 from __future__ import annotations

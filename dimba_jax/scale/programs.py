@@ -12,6 +12,7 @@ from typing import Any, Literal
 import dimba_kernels
 import jax
 import jax.numpy as jnp
+from dimba_kernels.dispatch import obstacle
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -63,14 +64,17 @@ def compile_part(part: Part, config: RunConfig, target: Target) -> Program | Too
     The vocabulary is the one that the config asks for: no tokenizer is trained or read.
 
     Raises:
-      ConfigError: a mesh or kernels unfit for the devices; rows or positions that do not fit the mesh; "sample"
-        of a process on embeddings.
+      ConfigError: a mesh or kernels unfit for the devices; a GPU's kernels that cannot be compiled here; rows or
+        positions that do not fit the mesh; "sample" of a process on embeddings.
     """
     mesh = parallel.make_mesh(config.mesh, target.devices)
     traces = {"train": _train, "sample": _sample}
     since = time.monotonic()
     with dimba_kernels.target(target.platform), parallel.split_kernels(mesh):
         check_implementation(config)
+        missing = obstacle("gpu") if target.platform == "gpu" and config.model.implementation == "auto" else None
+        if missing is not None:  # the program would be another one
+            raise ConfigError(f"--topology={target.topology}: {missing}, or set --config.model.implementation=xla")
         trace, arguments, rows = traces[part](config, mesh)
         with kernels_asked_for(config):
             traced = trace()

@@ -22,12 +22,10 @@ GEMM = 'custom_call_target="__cublas$'
 TRITON = 'custom_call_target="triton_kernel_call"'
 ATTENTION = 'custom_call_target="__cudnn$fmha'
 
-# what moves nothing by itself: names of what is there, and the ends of copies that are counted where they begin
+# what moves nothing by itself: names of what is there (and the ends of what is counted where it starts, "...-done")
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-    "partition-id", "replica-id", "opt-barrier", "async-update", "async-done", "copy-done", "slice-done",
-    "all-gather-done", "all-reduce-done", "collective-permute-done", "optimization-barrier",
-    "fusion-done",
+    "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "async-update",
 }  # fmt: skip
 _VIEWS = ("bitcast", "reshape", "copy", "transpose", "convert")
 _SLICES = ("dynamic-slice", "slice", "slice-start", "gather")
@@ -70,14 +68,11 @@ def work_of(module: Module, kernel_flops: KernelFlops) -> Work:
             chains.add(chain[1])
             work.bytes += run.times * _hbm(instruction.arrays)
             work.bytes_once += _hbm(instruction.arrays)
-        if instruction.opcode in ("convolution", "dot"):
-            flops = _convolution(run) if instruction.opcode == "convolution" else _dot(run)
+        if instruction.opcode in _MATMULS or GEMM in instruction.line:
+            flops = _MATMULS.get(instruction.opcode, _gemm)(run)
             work.matmul_flops += run.times * flops
             work.flops_once += flops
-        if GEMM in instruction.line:
-            work.matmul_flops += run.times * _gemm(run)
-            work.flops_once += _gemm(run)
-        if run.fused or instruction.opcode in _FREE or any(target in instruction.line for target in _PLACES):
+        if run.fused or _is_free(instruction):
             continue
         estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.line)
         work.estimated_cycles += run.times * int(estimate[1]) if estimate else 0
@@ -91,6 +86,11 @@ def work_of(module: Module, kernel_flops: KernelFlops) -> Work:
             work.kernel_bytes += run.times * size
             work.kernel_flops += run.times * flops
     return work
+
+
+def _is_free(instruction: Instruction) -> bool:
+    named = instruction.opcode in _FREE or instruction.opcode.endswith("-done")
+    return named or any(target in instruction.line for target in _PLACES)
 
 
 def _kernel(run: Run, kernel_flops: KernelFlops) -> tuple[str, float] | None:
@@ -171,14 +171,17 @@ def _meetings(length: int, kernel: int, out: int, window: Mapping[str, tuple[int
     return total
 
 
+_MATMULS = {"convolution": _convolution, "dot": _dot}
+
+
 def _moved(run: Run, module: Module) -> float:
     """Bytes that an instruction reads from HBM and writes there."""
     instruction = run.instruction
     if instruction.opcode in FUSIONS:
         return _fused(run, module)
     written = instruction.arrays[:1] if GEMM in instruction.line else instruction.arrays
-    if instruction.opcode.endswith("-start"):  # (operand, result, ...) of a copy or collective
-        written = written[1:2]
+    if instruction.opcode.endswith("-start") and len(written) > (count := len(run.operand_arrays)):
+        written = written[count : 2 * count]  # (operands, results, ...) of a copy or of collectives together
     if instruction.opcode in _SLICES:
         return _hbm(written) + sum(array.bytes for array in written if not run.operand_arrays[0].on_chip)
     if instruction.opcode == "dynamic-update-slice":

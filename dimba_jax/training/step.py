@@ -26,7 +26,7 @@ from dimba_jax.training.state import TrainState
 
 # What the scan over layers keeps for the backward pass it stacks. With this pass of XLA's, on in jax 0.11.2, a matmul
 # whose result is kept runs twice, once for what reads it and once into the stack: 30% more FLOPs in a step of 240m with
-# remat="kernels" (`python -m dimba_jax.aot --topology=h200:1`). A copy would take a quarter of their time
+# remat="kernels" (`python -m dimba_jax.aot --topology=h200:1`). Without it what is kept is copied into the stack
 GPU_OPTIONS = {"xla_gpu_enable_dynamic_slice_fusion": False}
 
 
@@ -115,7 +115,8 @@ def make_train_step(
     gradient is not finite the state stays as it is, but for `step`, which draws anew, and the counts of skipped steps.
     The report is for the host to look at in passing; figures gather in `state.totals` and are read when they are
     logged. `placement` is where the state lies and stays (`parallel.placement`); None leaves it to XLA. The teacher is
-    what a share `config.process.distillation` of the loss is of.
+    what a share `config.process.distillation` of the loss is of. The step is compiled for the platform that it is made
+    for (`GPU_OPTIONS`), and on a GPU cannot be called inside of another jitted function.
 
     Raises:
       ConfigError: when it is traced, of a share without a teacher: such a step would be another one.

@@ -100,7 +100,8 @@ def test_on_a_gpu_a_call_of_a_prepared_network_puts_no_kernels_together(parts, t
     linear = projection(parts, together=together)
     with target("gpu"):
         linear.prepare(positions)
-        assert [matmuls(linear, rows) for rows in (1024, 16384)] == [(count, count)] * 2
+        barriers = 0 if count == 1 else count  # a single kernel is read where it stands in a stack of layers
+        assert [matmuls(linear, rows) for rows in (1024, 16384)] == [(count, barriers)] * 2
     linear = projection(parts, together=together)
     linear.prepare(positions)
     assert matmuls(linear, 1024) == (len({part.shared or i for i, part in enumerate(parts)}), 0)

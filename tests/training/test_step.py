@@ -272,7 +272,7 @@ def test_split_kernels_leave_the_gradient_of_every_parameter(configs, batches, p
 @pytest.mark.parametrize("placed", [False, True])
 @pytest.mark.parametrize(("platform", "options"), [("gpu", GPU_OPTIONS), ("tpu", None), ("cpu", None)])
 def test_the_compiler_is_told_what_suits_a_gpu(configs, parts, monkeypatch, platform, options, placed):
-    """What it says to that is read in a program for a GPU (tests/test_aot.py)."""
+    """What it says to that is read in a program for a GPU (tests/test_aot_gpu.py)."""
     config, told, jit = configs(), [], jax.jit
     tiny = parts(config)
 

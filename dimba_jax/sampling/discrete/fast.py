@@ -216,7 +216,9 @@ def _sample(
     ends: bool,
     stages: int,
 ) -> TokenSample:
-    denoiser: TokenDenoiser = merge_prepared(graph, parameters, tokens.size // blocks)
+    denoiser: TokenDenoiser = merge_prepared(
+        graph, parameters, tokens.size if cache == "none" else tokens.size // blocks
+    )
     views = rows_of(denoiser, editable, visible, guidance, hide)
     rows, length = tokens.shape
     source = denoiser.source_length
