@@ -16,6 +16,7 @@ import result_files
 from search import identity
 
 HERE = Path(__file__).parent
+ON_A_GPU = HERE.parent / "throughput" / "training.jsonl"
 CHIPS = {"v5e:16x16": "v5e-256", "v5p:8x8x8": "v5p-512", "v6e:16x16": "v6e-256"}
 HEAD = (
     "size", "L", "slice", "mesh", "HBM GiB", "free", "state GiB", "PFLOPs", "HBM GB", "sent GB",
@@ -43,7 +44,7 @@ def tables() -> dict[str, str]:
         if others:
             found[f"{part}, other meshes"] = _table(others)
     rows = list({_gpu_run(row): row for row in result_files.read(HERE / "gpus.jsonl")}.values())
-    trained = {_trained(line): line for line in result_files.read(HERE.parent / "throughput" / "training.jsonl")}
+    trained = {_trained(line): line for line in result_files.read(ON_A_GPU)}
     return found | {"GPUs of a host": _gpus(rows, trained)}
 
 
