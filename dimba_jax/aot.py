@@ -54,12 +54,12 @@ def _run(options: flags.FlagValues) -> int:
     config = from_config_dict(options.config)
     generation, _, count = options.topology.partition(":")
     if generation == "cpu" and count.isdigit() and "device_count" not in os.environ.get("XLA_FLAGS", ""):
-        _add(f"--xla_force_host_platform_device_count={count}")
+        _add_xla_flags(f"--xla_force_host_platform_device_count={count}")
     from dimba_jax.scale.chips import GPUS, target_of
     from dimba_jax.scale.gpu import FLAGS
 
     if generation in GPUS:
-        _add(*FLAGS)
+        _add_xla_flags(*FLAGS)
 
     import jax
 
@@ -79,7 +79,7 @@ def _run(options: flags.FlagValues) -> int:
     return 0 if fits else 1
 
 
-def _add(*options: str) -> None:
+def _add_xla_flags(*options: str) -> None:
     """To XLA's, which it reads when JAX first looks for devices; the last of two counts."""
     given = os.environ.get("XLA_FLAGS", "")
     if given.strip() and not given.lstrip().startswith("-"):

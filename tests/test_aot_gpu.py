@@ -112,7 +112,7 @@ def test_the_compiler_of_a_gpu_is_told_that_nothing_can_be_timed(flags, monkeypa
     assert os.environ["XLA_FLAGS"] == " ".join(["--xla_dump_to='a  b'", *chips.gpu.FLAGS])
     flags("flags.txt")
     with pytest.raises(ConfigError, match="XLA_FLAGS=flags.txt names a file"):
-        aot._add("--xla_gpu_autotune_level=0")
+        aot._add_xla_flags("--xla_gpu_autotune_level=0")
 
 
 GPU_TEXT = """

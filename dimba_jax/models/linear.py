@@ -87,10 +87,9 @@ class Linear(nnx.Module):
         # kernels together in every call and cuts up the result. That suits small results of a training step, whose
         # kernels are cast in every step anyway. A barrier around input and kernel prevents it; around the input alone
         # it does not (equal barriers are made one)
-        # a single kernel is left alone: XLA reads it where it stands in a stack of layers, which a barrier prevents
         apart = target_platform() == "gpu" and (self.prepared is not None or self._large(math.prod(x.shape[:-1])))
-        if len(kernels) < len(matmuls):  # prepared as one
-            matmuls, apart = [list(range(len(parts)))], False
+        if len(kernels) < len(matmuls):  # prepared as one, which XLA reads where it stands in a stack of layers: a
+            matmuls, apart = [list(range(len(parts)))], False  # barrier would have it copied
         for members, kernel in zip(matmuls, kernels, strict=True):
             pair = x, kernel.astype(self.dtype)
             own, kernel = jax.lax.optimization_barrier(pair) if apart else pair  # noqa: PLW2901

@@ -33,6 +33,8 @@ from decoding import calls, config_of, network  # noqa: E402
 from steps import Step  # noqa: E402
 from training import settings  # noqa: E402
 
+from dimba_jax.scale.hlo import Module  # noqa: E402
+
 STEPS = 3
 CALLS = 10  # of one program
 # the first kind whose pattern is found in a kernel's name, its instruction and where that comes from
@@ -95,12 +97,8 @@ class Kernel(NamedTuple):
 
 def instructions(program: str) -> dict[str, tuple[str, str]]:
     """Of each instruction of a compiled program what it makes and what it was made from."""
-    lines = re.findall(r"^ *(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) [\w\-]+\((.*)$", program, re.MULTILINE)
-    origins = [re.search(r'op_name="([^"]*)"', rest) for _, _, rest in lines]
-    return {
-        name: (re.sub(r"\{[^}]*\}", "", made), origin[1] if origin else "")
-        for (name, made, _), origin in zip(lines, origins, strict=True)
-    }
+    found = [made for computation in Module(program).computations.values() for made in computation.values()]
+    return {made.name: (re.sub(r"\{[^}]*\}", "", made.shape), made.op_name) for made in found}
 
 
 def kernels(work: Work, trace: Path) -> dict[Kernel, float]:
