@@ -29,6 +29,8 @@ class Part(NamedTuple):
     width: int
     shared: str | None = None  # parts that share a name share a matmul, and are cut out of its result. None: a kernel
     # reads it, which wants an array of its own
+    along: bool = False  # who reads it wants a feature's positions side by side: a GPU's matmul writes them so. Parts
+    # that share a matmul agree in it
 
 
 class Linear(nnx.Module):
@@ -94,7 +96,8 @@ class Linear(nnx.Module):
             pair = x, kernel.astype(self.dtype)
             own, kernel = jax.lax.optimization_barrier(pair) if apart else pair  # noqa: PLW2901
             widths = [parts[i].width for i in members]
-            y = contract(own, kernel, self.dtype, exact=self.exact)[..., : sum(widths)]
+            along = target_platform() == "gpu" and parts[members[0]].along
+            y = contract(own, kernel, self.dtype, exact=self.exact, along=along)[..., : sum(widths)]
             out |= dict(zip(members, jnp.split(y, np.cumsum(widths)[:-1], axis=-1), strict=True))
         return [out[i] for i in range(len(parts))]
 
@@ -142,15 +145,21 @@ def _aligned(kernel: Float[Array, "*layers i o"]) -> Float[Array, "*layers i _"]
 
 
 def contract(
-    x: Float[Array, "*b i"], kernel: Float[Array, "i o"], dtype: jnp.dtype, *, exact: bool
+    x: Float[Array, "*b i"], kernel: Float[Array, "i o"], dtype: jnp.dtype, *, exact: bool, along: bool = False
 ) -> Float[Array, "*b o"]:
     """x kernel over the last axis of x, both cast to `dtype`; the result is float32 if `exact`.
+
+    It lies in memory feature by feature if `along`: for a reader that XLA would transpose it for, in a pass of its own.
 
     Rows are flattened first: the kernel's gradient sums over all leading axes, and XLA's CPU backend
     is five times slower at a sum over two axes than over one.
     """
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).astype(dtype)
     kernel = kernel.astype(dtype)
+    if along:
+        flipped = (((0,), (1,)), ((), ()))
+        y = matmul("io,ri->or", kernel, rows) if exact else jax.lax.dot_general(kernel, rows, flipped)
+        return jnp.moveaxis(y.reshape(kernel.shape[1], *x.shape[:-1]), 0, -1)
     if exact and len(rows) == 1 and target_platform() == "gpu":
         # XLA would write the kernel out in float32 for a single row, three times what reading it takes
         y = matmul("ri,io->ro", jnp.pad(rows, ((0, 1), (0, 0))), kernel)[:1]

@@ -57,7 +57,7 @@ class Mamba2Core(nnx.Module):
         self.state_dim, self.conv_width = config.state_dim, config.conv_width
         self.dtype = jnp.dtype(config.dtype)
         self.conv_size = self.inner + 2 * self.groups * self.state_dim
-        self.parts = (Part(self.inner, "gates"), Part(self.conv_size), Part(self.heads, "steps"))
+        self.parts = (Part(self.inner, "gates"), Part(self.conv_size), Part(self.heads, "steps", along=True))
         self.chunk = config.chunk
         self.implementation: Implementation | None = kernel_choice(config)
         self.conv, self.conv_bias = init_conv(self.conv_size, config.conv_width, rngs)
@@ -101,7 +101,8 @@ class Mamba2Core(nnx.Module):
         )  # fmt: skip
         x, B, C = (checkpoint_name(part, SAVED) for part in parts)
         x, B, C = x.reshape(*x.shape[:3], self.heads, -1), self._grouped(B), self._grouped(C)
-        dt = jnp.stack([self._steps(dt), other._steps(dt_back)])
+        # put together as kernels read it, each head's positions side by side: XLA would choose another order, and copy
+        dt = jnp.stack([self._steps(dt).swapaxes(1, 2), other._steps(dt_back).swapaxes(1, 2)]).swapaxes(2, 3)
         h0 = None
         if h is not None or h_back is not None:
             zeros = self.initial_state(projected[0].shape[0]).h
