@@ -77,6 +77,15 @@ class Flags:
         """One flag for each sampling setting, None unless given."""
         sampling_flags.define(self.values)
 
+    def scan_layers(self) -> None:
+        """--[no]scan_layers, None unless given."""
+        self.boolean(
+            "scan_layers",
+            None,
+            "layers in a scan, or with --noscan_layers one by one: longer to compile, and faster on a GPU; as the "
+            "checkpoint's config has it unless given",
+        )
+
     def distributed(self) -> None:
         """The flags of a run over several processes, None unless given; named as jax.distributed.initialize's."""
         self.boolean("distributed", None, _DISTRIBUTED_HELP["distributed"])

@@ -93,6 +93,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.integer("num_texts", 64, "generation: texts to draw", lower_bound=1)
     define.integer("length", None, "generation: tokens of a text; a whole row unless given", lower_bound=1)
     define.boolean("mauve", False, "generation: add MAUVE (needs the package mauve-text and its weights)")
+    define.scan_layers()
     define.sampling()
     options = define.parse(argv)
     if not options.help:

@@ -59,6 +59,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     )
     define.seed(0, "seed of the draws")
     define.boolean("show_trajectory", False, "print the stages from noise or masks to text; with --prompt")
+    define.scan_layers()
     define.sampling()
     options = define.parse(argv)
     if options.help:
@@ -88,10 +89,12 @@ def _run(options: flags.FlagValues, command: Sequence[str]) -> None:
     from dimba_jax.sampling.generate import complete, generate
     from dimba_jax.sampling.load import load
 
-    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
+    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema, scan_layers=options.scan_layers)
     settings = sampling_flags.settings(model.config, sampling_flags.given(options))
     if options.ensemble is not None:
-        model = with_others(model, options.checkpoint, options.ensemble, ema=options.ema)
+        model = with_others(
+            model, options.checkpoint, options.ensemble, ema=options.ema, scan_layers=options.scan_layers
+        )
     running = model.config.data.source == "text"
     if options.length is not None and not running:
         raise ConfigError(f"--length={options.length}: is for models of running text; this one answers prompts")

@@ -54,14 +54,14 @@ def model(monkeypatch, data):
     """Puts a fake in the place of loading and generating; returns what they were called with."""
     calls = types.SimpleNamespace(config=RunConfig(name="toy", data=DataConfig(path=str(data))))
 
-    def load(workdir, step=None, ema=None):
+    def load(workdir, step=None, ema=None, scan_layers=None):
         if not Path(workdir).exists():
             raise FileNotFoundError(f"{workdir} holds no checkpoint: train one first")
-        calls.load = (workdir, step, ema)
+        calls.load = (workdir, step, ema, scan_layers)
         return types.SimpleNamespace(config=calls.config, step=700 if step is None else step, others=())
 
-    def with_others(model, named, others, *, ema=None):
-        calls.ensemble = (named, list(others), ema)
+    def with_others(model, named, others, *, ema=None, scan_layers=None):
+        calls.ensemble = (named, list(others), ema, scan_layers)
         return types.SimpleNamespace(config=model.config, step=model.step, others=tuple((path, 30) for path in others))
 
     def generate(model, prompts, settings, *, seed=0, progress=False, stages=0):
@@ -152,9 +152,9 @@ def test_limit_takes_the_first_rows(tmp_path, model):
 def test_another_data_path_and_checkpoint_step(tmp_path, model, data):
     model.config = dataclasses.replace(model.config, data=DataConfig(path="/nowhere"))
     output = tmp_path / "eval.json"
-    arguments = [f"--checkpoint={tmp_path}", f"--data_path={data}", "--checkpoint_step=9", "--noema"]
+    arguments = [f"--checkpoint={tmp_path}", f"--data_path={data}", "--checkpoint_step=9", "--noema", "--noscan_layers"]
     assert run(*arguments, f"--output={output}") == 0
-    assert model.load == (str(tmp_path), 9, False)
+    assert model.load == (str(tmp_path), 9, False, False)
     metadata = json.loads(output.read_text())["metadata"]
     assert metadata["step"] == 9 and metadata["sampling"]["ema"] is False
 
@@ -163,7 +163,7 @@ def test_another_data_path_and_checkpoint_step(tmp_path, model, data):
 def test_models_that_write_together(tmp_path, model, given):
     output = tmp_path / "eval.json"
     assert run(f"--checkpoint={tmp_path}", "--noema", *given, f"--output={output}") == 0
-    assert model.ensemble == (str(tmp_path), ["a", "b"], False)
+    assert model.ensemble == (str(tmp_path), ["a", "b"], False, None)
     metadata = json.loads(output.read_text())["metadata"]
     assert metadata["ensemble"] == [["a", 30], ["b", 30]] and metadata["checkpoint"] == str(tmp_path)
     assert run(f"--checkpoint={tmp_path}", f"--output={output}") == 0

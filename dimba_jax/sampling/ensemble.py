@@ -14,12 +14,17 @@ from dimba_jax.sampling.load import LoadedModel, load
 
 
 def with_others(
-    model: LoadedModel, named: str | Path, others: Sequence[str | Path], *, ema: bool | None = None
+    model: LoadedModel,
+    named: str | Path,
+    others: Sequence[str | Path],
+    *,
+    ema: bool | None = None,
+    scan_layers: bool | None = None,
 ) -> LoadedModel:
     """A model (loaded from `named`) and those of other workdirs, each with its latest checkpoint, as one (`together`).
 
     Args:
-      ema: as for `load`, of the others.
+      ema, scan_layers: as for `load`, of the others.
 
     Raises:
       ConfigError: no other is named, one is named twice, or as `together`.
@@ -31,7 +36,8 @@ def with_others(
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise ConfigError(f"{others[i - 1]} is named twice: an ensemble is of different models")
-    return together({str(named): model} | {str(path): load(path, ema=ema) for path in others})
+    loaded = {str(path): load(path, ema=ema, scan_layers=scan_layers) for path in others}
+    return together({str(named): model} | loaded)
 
 
 def together(models: Mapping[str, LoadedModel]) -> LoadedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,13 @@ class LoadedModel:
     others: tuple[tuple[str, int], ...] = ()  # of an ensemble: further workdirs and their steps
 
 
-def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) -> LoadedModel:
+def load(
+    workdir: str | Path, step: int | None = None, ema: bool | None = None, scan_layers: bool | None = None
+) -> LoadedModel:
     """Reads a checkpoint: the latest, or that of `step`; with averaged parameters if `ema`, or if the config says so.
+
+    `scan_layers` takes the place of the config's model.scan_layers: layers one by one (False) compile for longer, and a
+    call of theirs is faster on a GPU; the parameters are the same.
 
     A folder that `python -m dimba_jax.export` wrote holds one step, and one kind of parameters. Where files of the
     latest checkpoint are damaged, the one before it is taken, and that is said. Kernels that cannot run here give way
@@ -46,7 +51,7 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
       CheckpointError: it is damaged, or does not fit the model that its config describes.
     """
     if is_exported(Path(workdir)):
-        return _load_exported(Path(workdir), step, ema)
+        return _load_exported(Path(workdir), step, ema, scan_layers)
     with Checkpoints(workdir) as checkpoints:
         read = checkpoints.resolve(step, DESCRIPTION)
         try:
@@ -54,7 +59,7 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
                 ema = from_config_dict(checkpoints.read_config(read)).sampling.ema
             # once and for all that is read: a run may be adding and removing steps, and one may be damaged
             read = checkpoints.resolve(step, (*DESCRIPTION, "ema" if ema else "params", "process"))
-            config = portable(from_config_dict(checkpoints.read_config(read)))
+            config = _with_scan(portable(from_config_dict(checkpoints.read_config(read))), scan_layers)
             tokenizer = tokenizer_from_dict(checkpoints.read_tokenizer(read))
             graph, abstract = abstract_denoiser(config, tokenizer.vocab_size)
         except (ConfigError, DataError) as error:
@@ -66,14 +71,19 @@ def load(workdir: str | Path, step: int | None = None, ema: bool | None = None) 
     return LoadedModel(nnx.merge(graph, params), process, tokenizer, config, read)
 
 
-def _load_exported(folder: Path, step: int | None, ema: bool | None) -> LoadedModel:
+def _with_scan(config: RunConfig, scan_layers: bool | None) -> RunConfig:
+    return config if scan_layers is None else replace(config, model=replace(config.model, scan_layers=scan_layers))
+
+
+def _load_exported(folder: Path, step: int | None, ema: bool | None, scan_layers: bool | None) -> LoadedModel:
     found = read_exported(folder)
     if step not in (None, found.step):
         raise FileNotFoundError(f"{folder} holds step {found.step} alone, and not step {step}")
     if ema not in (None, found.averaged):
         holds = "averaged parameters" if found.averaged else "parameters as trained, without their average"
         raise CheckpointError(f"{folder} holds {holds}, and no others: leave ema={ema} out")
-    return from_parts(portable(found.config), found.tokenizer, found.params, found.process, found.step)
+    config = _with_scan(portable(found.config), scan_layers)
+    return from_parts(config, found.tokenizer, found.params, found.process, found.step)
 
 
 def from_parts(config: RunConfig, tokenizer: Tokenizer, params: PyTree, process: Process, step: int) -> LoadedModel:

@@ -77,6 +77,15 @@ def test_a_loaded_model_samples_as_the_one_in_memory(workdir, parts):
     assert all(of.network_calls == 3 for of in found[0])
 
 
+def test_layers_that_were_scanned_may_run_one_by_one(workdir):
+    assert CONFIG.model.scan_layers
+    scanned, unrolled = load(workdir), load(workdir, scan_layers=False)
+    assert unrolled.config == dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, scan_layers=False))
+    assert same(state_of(scanned), state_of(unrolled))
+    assert generate(scanned, ["abc"], CONFIG.sampling) == generate(unrolled, ["abc"], CONFIG.sampling)
+    assert scanned.denoiser.stack.scan_layers and not unrolled.denoiser.stack.scan_layers
+
+
 def test_sampling_with_the_real_network_leaves_the_prompt_alone(parts):
     # guidance, early exit and every sampler run through the real network
     model = from_parts(CONFIG, ByteTokenizer(), parts["ema"], parts["process"], 5)

@@ -48,7 +48,7 @@ def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
     from dimba_jax.sampling.generate import complete
     from dimba_jax.sampling.load import load
 
-    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
+    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema, scan_layers=options.scan_layers)
     config = with_data_path(model.config, options.data_path)
     if config.data.source_length:
         raise ConfigError(

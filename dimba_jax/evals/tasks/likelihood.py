@@ -50,7 +50,7 @@ def run(options: flags.FlagValues, command: Sequence[str]) -> dict[str, Any]:
     from dimba_jax.evals.texts import file_text, split_text
     from dimba_jax.sampling.load import load
 
-    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
+    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema, scan_layers=options.scan_layers)
     block_sizes = [int(size) for size in options.block_sizes] or [None]
     likelihood.check_model(model, block_sizes)
     config = with_data_path(model.config, options.data_path)

@@ -132,7 +132,7 @@ def _from_checkpoint(
     from dimba_jax.sampling.generate import generate
     from dimba_jax.sampling.load import load
 
-    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
+    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema, scan_layers=options.scan_layers)
     config = with_data_path(model.config, options.data_path)
     if config.data.source == "text":
         raise ConfigError(
@@ -140,7 +140,9 @@ def _from_checkpoint(
         )
     settings = _settings(config, options, sizes)
     if options.ensemble is not None:
-        model = with_others(model, options.checkpoint, options.ensemble, ema=options.ema)
+        model = with_others(
+            model, options.checkpoint, options.ensemble, ema=options.ema, scan_layers=options.scan_layers
+        )
     examples: list[Example] = load_split(config.data, split)[: options.limit]
     train_texts = _training_texts(config.data, options, split)
     generations = generate(model, [example.source for example in examples], settings, seed=options.seed, progress=True)

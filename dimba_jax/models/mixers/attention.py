@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from dimba_kernels.dispatch import CAPABILITY, cuda_plugin
 from dimba_kernels.sharding import splits_positions
+from dimba_kernels.ssd.matmul import matmul
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
@@ -16,6 +20,7 @@ from dimba_jax.models.mixers.core import SAVED, target_platform
 from dimba_jax.models.mixers.state import KVCache
 
 ROTARY_BASE = 10_000.0
+FEW = 64  # queries of a segment whose scores over a cache are worth writing out
 
 
 class Attention(nnx.Module):
@@ -132,14 +137,25 @@ class Attention(nnx.Module):
             return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), cache.length, axis=1)
 
         own = jnp.ones((b, size), bool) if mask is None else mask
-        end = cache.length + size
-        cache = KVCache(put(cache.keys, k), put(cache.values, v), put(cache.valid, own), end)
-        seen = cache.valid[:, None]
-        if self.causal:
-            seen = seen & (jnp.arange(capacity) <= (end - size + jnp.arange(size))[:, None])
-        y = self._attend(q, cache.keys, cache.values, seen)
+        end, place = cache.length + size, jnp.arange(capacity)
+        after = KVCache(put(cache.keys, k), put(cache.values, v), put(cache.valid, own), end)
+        if 1 < size <= FEW:
+            # the cache as it came in and the segment beside it, so that a call whose `after` nobody reads, a step of a
+            # block, copies no cache; and cuDNN's attention, a program for each head, leaves a GPU empty of so few
+            # queries. For one query XLA fuses the update into what reads it
+            others = cache.valid & ((place < cache.length) | (place >= end))
+            if self.causal:
+                others = others & (place < cache.length)
+            order = jnp.tril(jnp.ones((1, size, size), bool)) if self.causal else None
+            parts = (cache.keys, cache.values, others[:, None]), (k, v, _both(own[:, None], order))
+            y = self.out_proj(attend_parts(q, parts).reshape(b, size, -1))
+        else:
+            seen = after.valid[:, None]
+            if self.causal:
+                seen = seen & (place <= (end - size + jnp.arange(size))[:, None])
+            y = self._attend(q, after.keys, after.values, seen)
         # the update would move back to fit, over positions still needed: an unusable result is better than a wrong one
-        return jnp.where(end <= capacity, y, jnp.nan), cache
+        return jnp.where(end <= capacity, y, jnp.nan), after
 
     def _project(self, x: Float[Array, "b l d"], start: Int[Array, ""] | int) -> tuple[Array, Array, Array]:
         """Queries, keys and values (b, l, h, p) of positions from `start` on, rotated."""
@@ -184,6 +200,30 @@ def flash_runs(q: Float[Array, "b l h p"], k: Float[Array, "b m h p"], *, masked
         and lengths[0] > 1
         and (not masked or all(length % 2 == 0 for length in lengths))
     )
+
+
+def attend_parts(q: Float[Array, "b l h p"], parts: Sequence[tuple[Array, Array, Array]]) -> Float[Array, "b l h p"]:
+    """Softmax attention over keys that lie in several arrays, as if they were one; scores are written out.
+
+    Args:
+      parts: keys (b, m, h, p), values (b, m, h, p) and who sees them, Bool (b or 1, l or 1, m), of each array.
+
+    Returns:
+      Of q's dtype. A query that sees nothing takes the mean of all values.
+    """
+    hidden = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a query that sees nothing must not become NaN
+    scores = [
+        jnp.where(seen[:, None], q.shape[-1] ** -0.5 * matmul("blhp,bmhp->bhlm", q, k.astype(q.dtype)), hidden)
+        for k, _, seen in parts
+    ]
+    most = functools.reduce(jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores])
+    weights = [jnp.exp(score - most) for score in scores]
+    total = functools.reduce(jnp.add, [jnp.sum(weight, axis=-1) for weight in weights])
+    sums = [
+        matmul("bhlm,bmhp->blhp", weight.astype(q.dtype), v.astype(q.dtype))
+        for weight, (_, v, _) in zip(weights, parts, strict=True)
+    ]
+    return (functools.reduce(jnp.add, sums) / total.swapaxes(1, 2)[..., None]).astype(q.dtype)
 
 
 def _both(a: Bool[Array, "#b #l m"], b: Bool[Array, "#b #l m"] | None) -> Bool[Array, "#b #l m"]:
