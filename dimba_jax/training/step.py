@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from dimba_kernels.dispatch import target_platform
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Wrapped
@@ -23,11 +22,6 @@ from dimba_jax.diffusion.timesteps import validation_sampler
 from dimba_jax.training.figures import RowFigures, StepReport
 from dimba_jax.training.optimizer import averaged
 from dimba_jax.training.state import TrainState
-
-# What the scan over layers keeps for the backward pass it stacks. With this pass of XLA's, on in jax 0.11.2, a matmul
-# whose result is kept runs twice, once for what reads it and once into the stack: 30% more FLOPs in a step of 240m with
-# remat="kernels" (`python -m dimba_jax.aot --topology=h200:1`). Without it what is kept is copied into the stack
-GPU_OPTIONS = {"xla_gpu_enable_dynamic_slice_fusion": False}
 
 
 def batch_loss(
@@ -115,8 +109,7 @@ def make_train_step(
     gradient is not finite the state stays as it is, but for `step`, which draws anew, and the counts of skipped steps.
     The report is for the host to look at in passing; figures gather in `state.totals` and are read when they are
     logged. `placement` is where the state lies and stays (`parallel.placement`); None leaves it to XLA. The teacher is
-    what a share `config.process.distillation` of the loss is of. The step is compiled for the platform that it is made
-    for (`GPU_OPTIONS`), and on a GPU cannot be called inside of another jitted function.
+    what a share `config.process.distillation` of the loss is of.
 
     Raises:
       ConfigError: when it is traced, of a share without a teacher: such a step would be another one.
@@ -160,12 +153,10 @@ def make_train_step(
         )
         return state, StepReport(loss, grad_norm, row_loss, in_a_row)
 
-    options = GPU_OPTIONS if target_platform() == "gpu" else None
     if placement is None:
-        return jax.jit(train_step, donate_argnums=0, compiler_options=options)
+        return jax.jit(train_step, donate_argnums=0)
     everywhere = NamedSharding(jax.tree.leaves(placement)[0].mesh, PartitionSpec())
-    where = (placement, everywhere)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=where, compiler_options=options)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(placement, everywhere))
 
 
 def make_valid_step(

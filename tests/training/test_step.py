@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dimba_kernels import target
 from dimba_kernels.testing import relative_error
 
 from dimba_jax.config import MeshConfig, ProcessConfig
@@ -14,13 +13,7 @@ from dimba_jax.diffusion.passes import draw
 from dimba_jax.parallel import make_mesh, replicated, shard_batch, split_kernels
 from dimba_jax.training.figures import BUCKETS, RowFigures, Totals, summary
 from dimba_jax.training.optimizer import make_optimizer
-from dimba_jax.training.step import (
-    GPU_OPTIONS,
-    batch_loss,
-    make_train_step,
-    make_valid_step,
-    whole_batch_gradient,
-)
+from dimba_jax.training.step import batch_loss, make_train_step, make_valid_step, whole_batch_gradient
 
 GAUSSIAN = make_process(ProcessConfig(), 11)
 
@@ -267,21 +260,3 @@ def test_split_kernels_leave_the_gradient_of_every_parameter(configs, batches, p
     assert not {name: error for name, error in errors.items() if not error < 1e-5}
     parameters = [leaf for path, leaf in jax.tree.leaves_with_path(expected) if path[-1].key in ("A_log", "D", "conv")]
     assert len(parameters) == 2 * 3 and all(np.any(leaf) for leaf in parameters)  # of both mixers
-
-
-@pytest.mark.parametrize("placed", [False, True])
-@pytest.mark.parametrize(("platform", "options"), [("gpu", GPU_OPTIONS), ("tpu", None), ("cpu", None)])
-def test_the_compiler_is_told_what_suits_a_gpu(configs, parts, monkeypatch, platform, options, placed):
-    """What it says to that is read in a program for a GPU (tests/test_aot_gpu.py)."""
-    config, told, jit = configs(), [], jax.jit
-    tiny = parts(config)
-
-    def listen(function, *, compiler_options, **rest):
-        told.append(compiler_options)
-        return jit(function, compiler_options=compiler_options, **rest)
-
-    monkeypatch.setattr(jax, "jit", listen)
-    where = replicated(make_mesh(MeshConfig(), jax.devices()[:1])) if placed else None
-    with target(platform):
-        make_train_step(tiny.graphdef, make_optimizer(config.optimizer, 200), config, where)
-    assert told == [options]
