@@ -92,18 +92,34 @@ def latencies(lines: list[Line]) -> dict[tuple[str, str], dict[int, float]]:
     return {call: dict(sorted(ms.items())) for call, ms in found.items()}
 
 
-def whole(full: dict[str, dict[int, float]]) -> str:
+Lines = dict[tuple[str, str, int], Line]
+
+
+def by_call(lines: list[Line]) -> Lines:
+    """By system, kind of call and length."""
+    return {(line["system"], line["kind"], line["length"]): line for line in lines}
+
+
+def spread(line: Line, digits: int) -> str:
+    """The median of its samples, and the least and the most of them."""
+    ms, least, most = (f"{line[name]:.{digits}f}" for name in ("ms", "least", "most"))
+    return f"{ms} ({least}-{most})"
+
+
+def whole(full: dict[str, dict[int, float]], lines: Lines) -> str:
     """Calls over the whole sequence, beside PyTorch and beside DiffuTran."""
-    rows = ["| system | L | ms a call | PyTorch | ratio | tokens/s, L/8 calls | L/16 calls | against DiffuTran |"]
-    rows.append("|" + "---|" * 8)
+    heads = "ms a call (least-most) | PyTorch | ratio | tokens/s, L/8 calls | L/16 calls | against DiffuTran | commit"
+    rows = [f"| system | L | {heads} |", "|" + "---|" * 9]
     for system, values in full.items():
         for length, ms in values.items():
+            line = lines[system, "full", length]
             peer = PEERS[system.split()[0]].get(length)
             compared = f"{peer:g} | {ms / peer:.2f}" if peer else "| "
             speeds = " | ".join(f"{p / ms * 1e3:,.1f}" for p in TOKENS_A_CALL)
             other = full.get(" ".join(["diffutran", *system.split()[1:]]), {}).get(length)
             gain = f"{other / ms:.2f}" if other and not system.startswith("diffutran") else ""
-            rows.append(f"| {named(system)} | {length:,} | {ms:.1f} | {compared} | {speeds} | {gain} |")
+            cells = f"{spread(line, 1)} | {compared} | {speeds} | {gain} | {line['commit']}"
+            rows.append(f"| {named(system)} | {length:,} | {cells} |")
     return "\n".join(rows)
 
 
@@ -120,27 +136,32 @@ def fits(full: dict[str, dict[int, float]]) -> str:
     return "\n".join(rows)
 
 
-def cached(latency: dict[tuple[str, str], dict[int, float]]) -> str:
+def cached(latency: dict[tuple[str, str], dict[int, float]], lines: Lines) -> str:
     """Calls behind a cache: blocks, single tokens, Fast-dLLM's."""
-    rows = ["| system | call | L | ms | tokens/s, 32/8 calls a block | 32/16 calls |", "|---|---|---|---|---|---|"]
+    rows = ["| system | call | L | ms (least-most) | tokens/s, 32/8 calls a block | 32/16 calls | commit |"]
+    rows.append("|" + "---|" * 7)
     for (system, kind), values in latency.items():
         if kind not in ("block", "token"):
             continue
         for length, ms in values.items():
             per_block = [BLOCK / p + 1 for p in TOKENS_A_CALL]
             speeds = [BLOCK / (calls * ms) * 1e3 for calls in per_block] if kind == "block" else [1e3 / ms] * 2
-            rows.append(f"| {named(system)} | {kind} | {length:,} | {ms:.2f} | {speeds[0]:,.0f} | {speeds[1]:,.0f} |")
+            line = lines[system, kind, length]
+            cells = f"{spread(line, 2)} | {speeds[0]:,.0f} | {speeds[1]:,.0f} | {line['commit']}"
+            rows.append(f"| {named(system)} | {kind} | {length:,} | {cells} |")
     for length, refresh in latency.get(("diffutran", "refresh"), {}).items():
         window = latency["diffutran", "window"][length]
         speeds = [BLOCK / (refresh + (BLOCK / p - 1) * window) * 1e3 for p in TOKENS_A_CALL]
         calls = f"| DiffuTran, Fast-dLLM | row, window | {length:,} | {refresh:.1f}, {window:.2f} "
-        rows.append(f"{calls}| {speeds[0]:,.1f} | {speeds[1]:,.1f} |")
+        commit = lines["diffutran", "window", length]["commit"]
+        rows.append(f"{calls}| {speeds[0]:,.1f} | {speeds[1]:,.1f} | {commit} |")
     return "\n".join(rows)
 
 
 def tables() -> dict[str, str]:
     """The tables of this study by the names of their places."""
-    latency = latencies(read("decoding.jsonl"))
+    measured = read("decoding.jsonl")
+    latency, lines = latencies(measured), by_call(measured)
     full = {system: ms for (system, kind), ms in latency.items() if kind == "full"}
     trained = read("training.jsonl")
     several = [line for line in trained if line["devices"] > 1]
@@ -149,9 +170,9 @@ def tables() -> dict[str, str]:
         "training": training([line for line in trained if line not in several and line not in memory]),
         "training on two GPUs": training(several),
         "memory against time": training(memory),
-        "whole sequences": whole(full),
+        "whole sequences": whole(full, lines),
         "fits": fits(full),
-        "calls behind a cache": cached(latency),
+        "calls behind a cache": cached(latency, lines),
     }
 
 
