@@ -162,8 +162,8 @@ def test_another_data_path_and_checkpoint_step(tmp_path, model, data):
 @pytest.mark.parametrize("given", (["--ensemble=a,b"], ["--ensemble=a", "b"], ["--ensemble=a", "--ensemble=b"]))
 def test_models_that_write_together(tmp_path, model, given):
     output = tmp_path / "eval.json"
-    assert run(f"--checkpoint={tmp_path}", "--noema", *given, f"--output={output}") == 0
-    assert model.ensemble == (str(tmp_path), ["a", "b"], False, None)
+    assert run(f"--checkpoint={tmp_path}", "--noema", "--noscan_layers", *given, f"--output={output}") == 0
+    assert model.ensemble == (str(tmp_path), ["a", "b"], False, False)
     metadata = json.loads(output.read_text())["metadata"]
     assert metadata["ensemble"] == [["a", 30], ["b", 30]] and metadata["checkpoint"] == str(tmp_path)
     assert run(f"--checkpoint={tmp_path}", f"--output={output}") == 0
@@ -196,6 +196,8 @@ def test_models_that_write_together(tmp_path, model, given):
             "--ensemble only has a meaning with --checkpoint",
         ),
         (["--system=copy", "--config=toy.py", "--output=x.json", "--ensemble=W"], "--ensemble only has a meaning with"),
+        (["--system=copy", "--config=toy.py", "--output=x.json", "--noscan_layers"], "--scan_layers only has"),
+        (["--samples=none.jsonl", "--output=x.json", "--scan_layers"], "--scan_layers only has a meaning with"),
         (["--ensemble=W", "--output=x.json"], "give exactly one of --checkpoint=WORKDIR"),
         (["--checkpoint=.", "--task=likelihood", "--ensemble=W"], "--ensemble only has a meaning with --task=seq2seq"),
         (["--checkpoint=.", "--task=generation", "--ensemble=W"], "--ensemble only has a meaning with --task=seq2seq"),

@@ -1,7 +1,7 @@
 """The command: its outputs, where its settings come from, and its one-line errors."""
 
-import dataclasses
 import json
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,10 @@ def test_file_to_file(workdir, tmp_path, capsys):
     made = json.loads((tmp_path / "out.run.json").read_text(encoding="utf-8"))
     assert (made["step"], made["seed"], made["sampling"]["steps"]) == (1, 0, 2)
     assert from_config_dict(made["settings"]) == CONFIG and made["environment"]["command"][-1] == "--steps=2"
+    output = tmp_path / "unrolled.jsonl"
+    assert run(f"--checkpoint={workdir}", f"--input={source}", f"--output={output}", "--noscan_layers") == 0
+    made = json.loads((tmp_path / "unrolled.run.json").read_text(encoding="utf-8"))
+    assert from_config_dict(made["settings"]) == replace(CONFIG, model=replace(CONFIG.model, scan_layers=False))
 
 
 @pytest.mark.parametrize(
@@ -222,5 +226,5 @@ def test_help(capsys):
 
 
 def test_every_sampling_setting_has_a_flag():
-    settings = {field.name for field in dataclasses.fields(SamplingConfig)}
+    settings = {field.name for field in fields(SamplingConfig)}
     assert set(sampling_flags.HELP) == settings and set(sampling_flags.READ_BY) <= settings

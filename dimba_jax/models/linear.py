@@ -38,10 +38,14 @@ class Linear(nnx.Module):
 
     Args:
       parts: what the output's columns are cut into by `cut`; None: they stay together.
-      together: once prepared, parts with small results come out of one matmul: who reads them cuts them out on the way.
+      together: once prepared, parts with small results come out of one matmul: who reads them cuts them out on the way,
+        and none of them is `along`.
       bias: whether there is one; it starts at 0.
       scale: standard deviation of the initial kernel times sqrt(inputs).
       exact: sums and results are float32 even where the operands are bfloat16.
+
+    Raises:
+      ValueError: parts of one matmul that cannot be written alike.
     """
 
     def __init__(
@@ -64,6 +68,11 @@ class Linear(nnx.Module):
         self.parts = None if parts is None else tuple(parts)
         if together and any(part.shared is not None for part in self.parts or ()):
             raise ValueError("parts that share a matmul are not all of one: together needs parts that name none")
+        if together and any(part.along for part in self.parts or ()):
+            raise ValueError("parts of one matmul are all written alike: together needs parts that are not `along`")
+        for members in self._matmuls():
+            if len({self.parts[i].along for i in members}) > 1:
+                raise ValueError(f"parts that share the matmul {self.parts[members[0]].shared!r} differ in `along`")
         self.together = together
         self.prepared: tuple[Array, ...] | None = None
 

@@ -1,10 +1,10 @@
-"""Network calls of sampling, one row: the whole sequence at once, block by block with a cache, token by token.
+"""Network calls of sampling: the whole sequence at once, block by block with a cache, token by token.
 
     PYTHONPATH=.:kernels python experiments/throughput/decoding.py --output=decoding.jsonl
     PYTHONPATH=.:kernels JAX_PLATFORMS=cpu python experiments/throughput/decoding.py --size tiny --lengths 64 128
 
-Random weights of the 1.3B class, bfloat16, batch 1; "diffumamba unroll" has its layers one by one instead of a scan
-over them. Timed are
+Random weights of the 1.3B class, bfloat16, batch 1 unless --rows says otherwise; "diffumamba unroll" has its layers one
+by one instead of a scan over them. Timed are
 
   full      a denoising call over all L positions, without the head (logits of one position)
   block     a call over a block of 32 positions behind a cache of L - 32, with the head; for masked models, whose cache
@@ -85,14 +85,14 @@ def network(config: RunConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def calls(
-    kind: str, config: RunConfig, graphdef: nnx.GraphDef, length: int, count: int
+    kind: str, config: RunConfig, graphdef: nnx.GraphDef, length: int, count: int, rows: int = 1
 ) -> tuple[Callable[..., Any], Any]:
     """A program of `count` calls in a row, (params, tokens, cache) -> number, and its cache."""
     size = {"full": length, "refresh": length, "token": 1}.get(kind, BLOCK)
     mask = config.tokenizer.vocab_size
 
     def one(denoiser: Any, tokens: jax.Array, cache: Any) -> jax.Array:
-        t = jnp.full((1,), 0.5)
+        t = jnp.full((rows,), 0.5)
         if kind == "full":
             return denoiser(tokens, t, first=length - 1)
         if kind == "refresh":
@@ -105,7 +105,7 @@ def calls(
         return denoiser.extend(tokens, t, cache)[0]
 
     def run(params: Any, tokens: jax.Array, cache: Any) -> jax.Array:
-        denoiser = merge_prepared(graphdef, params, size)
+        denoiser = merge_prepared(graphdef, params, rows * size)
 
         def step(tokens: jax.Array, _: None) -> tuple[jax.Array, None]:
             logits = one(denoiser, tokens, cache)
@@ -118,10 +118,10 @@ def calls(
         denoiser: Any = nnx.merge(graphdef, params)
         if kind == "window":
             kept = denoiser.refresh(
-                jnp.zeros((1, length), jnp.int32), jnp.full((1,), 0.5), length - 2 * BLOCK, size=BLOCK
+                jnp.zeros((rows, length), jnp.int32), jnp.full((rows,), 0.5), length - 2 * BLOCK, size=BLOCK
             )
             return kept[1]
-        cache = denoiser.empty_cache(1, length)
+        cache = denoiser.empty_cache(rows, length)
         keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(cache))))
         filled = jax.tree.map(
             lambda leaf: (
@@ -138,12 +138,14 @@ def calls(
     return jax.jit(run), (jax.jit(context) if kind in ("block", "token", "window") else None)
 
 
-def measure(kind: str, config: RunConfig, graphdef: Any, params: Any, length: int, samples: int) -> dict[str, Any]:
+def measure(
+    kind: str, config: RunConfig, graphdef: Any, params: Any, length: int, samples: int, rows: int
+) -> dict[str, Any]:
     """Milliseconds a call."""
     size = {"full": length, "refresh": length, "token": 1}.get(kind, BLOCK)
-    tokens = jax.random.randint(jax.random.key(0), (1, size), 0, config.tokenizer.vocab_size - 1)
-    count = 10 if size <= 8192 else 3 if size <= 16384 else 1
-    run, context = calls(kind, config, graphdef, length, count)
+    tokens = jax.random.randint(jax.random.key(0), (rows, size), 0, config.tokenizer.vocab_size - 1)
+    count = 10 if rows * size <= 8192 else 3 if rows * size <= 16384 else 1
+    run, context = calls(kind, config, graphdef, length, count, rows)
     cache = None if context is None else context(params)
     began = time.monotonic()
     program = run.lower(params, tokens, cache).compile()
@@ -168,6 +170,7 @@ def main() -> None:
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), help=f"{', '.join(SYSTEMS)}; each with unroll")
     parser.add_argument("--kinds", nargs="*", default=["full", "block", "token", "refresh", "window"])
     parser.add_argument("--lengths", nargs="*", type=int, default=[1024, 4096, 16384, 65536, 131072])
+    parser.add_argument("--rows", type=int, default=1, help="the batch")
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--output", type=Path, help="gets a line of JSON each; what it has is not repeated")
     options = parser.parse_args()
@@ -177,7 +180,8 @@ def main() -> None:
     done = set()
     if options.output and options.output.exists():
         lines = [json.loads(line) for line in options.output.read_text().splitlines()]
-        done = {(line["system"], line["kind"], line["length"]) for line in lines if line["size"] == options.size}
+        lines = [line for line in lines if (line["size"], line.get("rows", 1)) == (options.size, options.rows)]
+        done = {(line["system"], line["kind"], line["length"]) for line in lines}
     print(f"{device}, jax {metadata.version('jax')}\n")
     print("| system | call | L | ms (least-most) | compile s | temporary GiB |")
     print("|" + "---|" * 6, flush=True)
@@ -190,7 +194,7 @@ def main() -> None:
                 if (system, kind, length) in done:
                     continue
                 try:
-                    line = measure(kind, config, graphdef, params, length, options.samples)
+                    line = measure(kind, config, graphdef, params, length, options.samples, options.rows)
                     shown = (
                         f"{line['ms']:.3f} ({line['least']:.3f}-{line['most']:.3f}) | {line['compile_seconds']:.0f} "
                         f"| {line['temporary_bytes'] / 2**30:.1f}"
@@ -200,7 +204,8 @@ def main() -> None:
                     shown = f"{str(error)[:80]} | |"
                 print(f"| {system} ({count / 1e6:.0f}M) | {kind} | {length:,} | {shown} |", flush=True)
                 if options.output:
-                    known = {"system": system, "size": options.size, "device": device, "jax": metadata.version("jax")}
+                    known = {"system": system, "size": options.size, "rows": options.rows}
+                    known |= {"device": device, "jax": metadata.version("jax")}
                     with options.output.open("a") as file:
                         file.write(json.dumps(known | {"parameters": count} | line) + "\n")
 

@@ -74,9 +74,12 @@ def test_likelihood_of_the_split(make_config, make_model, save_model, data, tmp_
     assert report["value"] == "exact"
     assert text["model"][0]["bits_per_byte"] == pytest.approx(math.log2(259), rel=1e-5)
     assert "training" not in text["baselines"] and "--notraining_unigram" in capsys.readouterr().out
-    assert run(*command, "--split=train", "--limit=3", "--batch_size=2") == 0
-    (text,) = json.loads(output.read_text())["texts"]
+    assert report["metadata"]["settings"]["model"]["scan_layers"] is True
+    assert run(*command, "--split=train", "--limit=3", "--batch_size=2", "--noscan_layers") == 0
+    report = json.loads(output.read_text())
+    (text,) = report["texts"]
     assert text["name"] == "train" and text["rows"] == 3 and text["bytes"] == 48
+    assert report["metadata"]["settings"]["model"]["scan_layers"] is False
 
 
 def test_generation(make_config, make_model, save_model, data, tmp_path, capsys):
@@ -84,8 +87,9 @@ def test_generation(make_config, make_model, save_model, data, tmp_path, capsys)
     judge = save_model(make_model(make_config(data=data, **AR)), tmp_path / "judge")
     output = tmp_path / "generation.json"
     command = [f"--checkpoint={workdir}", "--task=generation", "--num_texts=3", f"--output={output}"]
-    assert run(*command, "--length=8", "--steps=2", f"--judge={judge}", "--seed=1") == 0
+    assert run(*command, "--length=8", "--steps=2", f"--judge={judge}", "--seed=1", "--noscan_layers") == 0
     report = json.loads(output.read_text())
+    assert report["metadata"]["settings"]["model"]["scan_layers"] is False
     assert report["task"] == "generation" and report["judge"] == "judge"
     assert report["systems"]["model"]["texts"] == 3 and report["systems"]["model"]["gen_ppl"] > 1
     assert report["metadata"]["network_calls"] == 2 and report["metadata"]["sampling"]["steps"] == 2

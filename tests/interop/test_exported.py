@@ -281,6 +281,12 @@ def test_a_report_of_something_else(folder, tmp_path, capsys):
     assert "is no report of evaluate" in capsys.readouterr().err
 
 
+def test_its_layers_may_run_one_by_one(folder):
+    scanned, unrolled = load(folder), load(folder, scan_layers=False)
+    assert scanned.config.model.scan_layers and not unrolled.config.model.scan_layers
+    assert scanned.denoiser.stack.scan_layers and not unrolled.denoiser.stack.scan_layers
+
+
 def test_the_config_is_that_of_the_run(folder):
     config = load(folder).config
     assert config.data.path == NO_PLACE

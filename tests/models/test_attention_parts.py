@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 import jax
@@ -66,8 +65,9 @@ def test_few_queries_find_what_many_would(monkeypatch, causal):
     row, x = random(B, 12, H * P, seed=1), random(B, 4, H * P, seed=2)
     visible = np.ones((B, 12), bool)
     visible[0, 2:4] = visible[1, 9:] = False
-    _, kept = mixer.refresh(row, jnp.asarray(visible), 5, 4)
     mask = jnp.asarray([[True] * 4, [True, True, True, False]])
+
+    _, kept = mixer.refresh(row, jnp.asarray(visible), 5, 4)
 
     def segment():
         y, state = mixer(x, mask, kept)
@@ -82,13 +82,21 @@ def test_few_queries_find_what_many_would(monkeypatch, causal):
         np.testing.assert_array_equal(a, b)
 
 
+def test_few_queries_that_overrun_the_cache_are_nan():
+    mixer = Attention(CONFIG, causal=False, rngs=nnx.Rngs(0))
+    cache = mixer.initial_state(1, 6)
+    for size, overrun in ((4, False), (2, False), (2, True)):
+        y, cache = mixer(random(1, size, H * P), None, cache)
+        assert np.all(np.isnan(y)) if overrun else np.all(np.isfinite(y))
+
+
 @pytest.mark.parametrize(("few", "copies"), [(attention.FEW, False), (0, True)])
-def test_a_call_whose_cache_nobody_reads_writes_none(monkeypatch, few, copies):
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_call_whose_cache_nobody_reads_writes_none(monkeypatch, few, copies, rows):
     monkeypatch.setattr(attention, "FEW", few)
     capacity = 4096
-    config = dataclasses.replace(CONFIG, dtype="float32")
-    mixer = Attention(config, causal=False, rngs=nnx.Rngs(0))
-    cache = jax.eval_shape(lambda: mixer.initial_state(1, capacity))
-    program = jax.jit(lambda x, cache: mixer(x, None, cache)[0]).lower(random(1, 4, H * P), cache).compile()
-    made = re.findall(rf"= f32\[1,{capacity},{H},{P}\]\S* (?!parameter|bitcast)([\w-]+)\(", program.as_text())
+    mixer = Attention(CONFIG, causal=False, rngs=nnx.Rngs(0))
+    cache = jax.eval_shape(lambda: mixer.initial_state(rows, capacity))
+    program = jax.jit(lambda x, cache: mixer(x, None, cache)[0]).lower(random(rows, 4, H * P), cache).compile()
+    made = re.findall(rf"= f32\[{rows},{capacity},{H},{P}\]\S* (?!parameter|bitcast)([\w-]+)\(", program.as_text())
     assert bool(made) == copies, made

@@ -132,9 +132,51 @@ def test_kernels_whose_columns_are_split_over_devices_stay_apart():
     assert len(linear.prepared) == 2
 
 
-def test_parts_that_share_a_matmul_are_not_put_together():
+def test_parts_of_one_matmul_are_written_alike():
     with pytest.raises(ValueError, match="together needs parts that name none"):
         projection(SHARING, together=True)
+    with pytest.raises(ValueError, match="together needs parts that are not `along`"):
+        projection((Part(960), Part(960, along=True)), together=True)
+    with pytest.raises(ValueError, match="share the matmul 'steps' differ in `along`"):
+        projection((Part(5, "steps", along=True), Part(960), Part(5, "steps")), together=False)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_a_part_may_be_written_feature_by_feature(dtype, exact):
+    """The same values in the same place of the result, as in a projection prepared for many calls, and in a gradient;
+    and a transposition at the end that XLA has nothing to do for, the matmul's own result being the other way round."""
+    parts = (Part(16, "gates"), Part(13), Part(3, "steps", along=True))
+    linear = Linear(16, 32, replace(CONFIG, dtype=dtype), parts=parts, exact=exact, rngs=nnx.Rngs(0))
+    graph, parameters = nnx.split(linear)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == "float32" else {"rtol": 2e-2, "atol": 2e-2}
+
+    def loss(parameters, x):
+        return sum(jnp.sum(jnp.sin(part.astype(jnp.float32))) for part in nnx.merge(graph, parameters).cut(x))
+
+    for shape in ((2, 5, 16), (1, 1, 16), (7, 16), (2, 3, 4, 16)):
+        x = jax.random.normal(jax.random.key(3), shape)
+        expected, slopes = linear.cut(x), jax.grad(loss, argnums=(0, 1))(parameters, x)
+        with target("gpu"):
+            found, others = linear.cut(x), jax.grad(loss, argnums=(0, 1))(parameters, x)
+            calling = nnx.merge(graph, parameters)
+            calling.prepare(x.size // 16)
+            calls = [found, calling.cut(x)]
+        for one in calls:
+            for a, b in zip(one, expected, strict=True):
+                assert (a.shape, a.dtype) == (b.shape, b.dtype)
+                np.testing.assert_allclose(np.float32(a), np.float32(b), **tolerance)
+        for a, b in zip(jax.tree.leaves(others), jax.tree.leaves(slopes), strict=True):
+            np.testing.assert_allclose(np.float32(a), np.float32(b), **tolerance)
+
+    def results() -> set[tuple[int, ...]]:
+        """The shapes of the matmuls' results."""
+        found = equations(jax.make_jaxpr(linear.cut)(jnp.ones((2, 5, 16))).jaxpr)
+        return {eqn.outvars[0].aval.shape for eqn in found if eqn.primitive.name == "dot_general"}
+
+    assert results() == {(10, 16), (10, 8)}  # 13 and 3 columns are padded
+    with target("gpu"):
+        assert results() == {(10, 16), (8, 10)}
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -115,6 +115,9 @@ def test_models_of_two_workdirs_write_with_their_mean(place):
     three = with_others(alone, place / "a", [place / "b", str(place / "n")])
     assert three.others == ((str(place / "b"), 5), (str(place / "n"), 2))
     assert generate(three, ["ab"], alone.config.sampling)[0].network_calls == 6
+    for scan_layers in (True, False):
+        other = with_others(alone, place / "a", [place / "b"], scan_layers=scan_layers).denoiser.networks[1]
+        assert other.stack.scan_layers is scan_layers
 
 
 def test_a_model_and_its_copy_in_another_folder(place, tmp_path):

@@ -43,7 +43,7 @@ def check(options: flags.FlagValues) -> None:
         raise flags.Error("--system=copy needs --config=RECIPE, which says where the data is")
     if options.checkpoint is None:
         idle = list(sampling_flags.given(options))
-        idle += [name for name in ("checkpoint_step", "ensemble") if options[name].value is not None]
+        idle += [name for name in ("checkpoint_step", "ensemble", "scan_layers") if options[name].value is not None]
         if idle:
             raise flags.Error(f"--{idle[0]} only has a meaning with --checkpoint")
 
