@@ -70,9 +70,9 @@ class Linear(nnx.Module):
             raise ValueError("parts that share a matmul are not all of one: together needs parts that name none")
         if together and any(part.along for part in self.parts or ()):
             raise ValueError("parts of one matmul are all written alike: together needs parts that are not `along`")
-        for members in self._matmuls():
-            if len({self.parts[i].along for i in members}) > 1:
-                raise ValueError(f"parts that share the matmul {self.parts[members[0]].shared!r} differ in `along`")
+        for name in {part.shared for part in self.parts or ()} - {None}:
+            if len({part.along for part in self.parts or () if part.shared == name}) > 1:
+                raise ValueError(f"parts that share the matmul {name!r} differ in `along`")
         self.together = together
         self.prepared: tuple[Array, ...] | None = None
 

@@ -92,12 +92,6 @@ def splits_positions() -> bool:
     return layout is not None and layout.sequence is not None and layout.mesh.shape[layout.sequence] > 1
 
 
-def splits_rows() -> bool:
-    """Whether operations traced now split their rows over several devices."""
-    layout: _Layout | None = _layout.value
-    return layout is not None and math.prod(layout.mesh.shape[axis] for axis in layout.batch) > 1
-
-
 def splits_heads() -> bool:
     """Whether operations traced now split their heads over several devices."""
     layout: _Layout | None = _layout.value

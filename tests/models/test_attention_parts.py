@@ -67,19 +67,20 @@ def test_few_queries_find_what_many_would(monkeypatch, causal):
     visible[0, 2:4] = visible[1, 9:] = False
     mask = jnp.asarray([[True] * 4, [True, True, True, False]])
 
-    _, kept = mixer.refresh(row, jnp.asarray(visible), 5, 4)
+    def segment(rows: slice):
+        _, kept = mixer.refresh(row[rows], jnp.asarray(visible[rows]), 5, 4)
+        y, state = mixer(x[rows], mask[rows], kept)
+        return jnp.where(mask[rows, :, None], y, 0.0), state
 
-    def segment():
-        y, state = mixer(x, mask, kept)
-        return jnp.where(mask[..., None], y, 0.0), state
-
-    few, state = segment()
+    alone = [segment(slice(i, i + 1)) for i in range(B)]
     monkeypatch.setattr(attention, "FEW", 0)
-    many, expected = segment()
-    np.testing.assert_allclose(few, many, atol=1e-6)
-    assert np.abs(many).max() > 0.1
-    for a, b in zip(state, expected, strict=True):
-        np.testing.assert_array_equal(a, b)
+    together, expected = segment(slice(B))
+    np.testing.assert_allclose(jnp.concatenate([y for y, _ in alone]), together, atol=1e-6)
+    assert np.abs(together).max() > 0.1
+    for name in ("keys", "values", "valid"):
+        of_each = jnp.concatenate([getattr(state, name) for _, state in alone])
+        np.testing.assert_allclose(of_each, getattr(expected, name), atol=1e-6)
+    assert all(state.length == expected.length == 9 for _, state in alone)
 
 
 def test_few_queries_that_overrun_the_cache_are_nan():
@@ -90,9 +91,13 @@ def test_few_queries_that_overrun_the_cache_are_nan():
         assert np.all(np.isnan(y)) if overrun else np.all(np.isfinite(y))
 
 
-@pytest.mark.parametrize(("few", "copies"), [(attention.FEW, False), (0, True)])
-@pytest.mark.parametrize("rows", [1, 2])
-def test_a_call_whose_cache_nobody_reads_writes_none(monkeypatch, few, copies, rows):
+@pytest.mark.parametrize(
+    ("few", "rows", "copies"),
+    [(attention.FEW, 1, False), (0, 1, True), (attention.FEW, 2, True)],
+    ids=["few", "many", "rows"],
+)
+def test_a_row_s_call_whose_cache_nobody_reads_writes_none(monkeypatch, few, rows, copies):
+    """Of several rows a GPU would transpose the whole cache in place of that, and keep it for all layers."""
     monkeypatch.setattr(attention, "FEW", few)
     capacity = 4096
     mixer = Attention(CONFIG, causal=False, rngs=nnx.Rngs(0))

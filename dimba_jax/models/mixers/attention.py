@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from dimba_kernels.dispatch import CAPABILITY, cuda_plugin
-from dimba_kernels.sharding import splits_positions, splits_rows
+from dimba_kernels.sharding import splits_positions
 from dimba_kernels.ssd.matmul import matmul
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -20,8 +20,7 @@ from dimba_jax.models.mixers.core import SAVED, target_platform
 from dimba_jax.models.mixers.state import KVCache
 
 ROTARY_BASE = 10_000.0
-FEW = 64  # queries of a segment whose scores over a cache are worth writing out
-ROWS = 8  # with such segments, worth a matmul each
+FEW = 64  # queries of a single row's segment whose scores over a cache are worth writing out
 
 
 class Attention(nnx.Module):
@@ -140,10 +139,11 @@ class Attention(nnx.Module):
         own = jnp.ones((b, size), bool) if mask is None else mask
         end, place = cache.length + size, jnp.arange(capacity)
         after = KVCache(put(cache.keys, k), put(cache.values, v), put(cache.valid, own), end)
-        if 1 < size <= FEW and b <= ROWS and not splits_rows():
+        if b == 1 and 1 < size <= FEW:
             # the cache as it came in and the segment beside it, so that a call whose `after` nobody reads, a step of a
-            # block, copies no cache; and cuDNN's attention, a program for each head, leaves a GPU empty of so few
-            # queries. For one query XLA fuses the update into what reads it
+            # block, copies no cache; and cuDNN's attention, a program for each row and head, leaves a GPU empty of so
+            # few queries. Two rows and more are faster with it, and XLA would keep transposed copies of their caches
+            # for its matmuls. For one query it fuses the update into what reads it
             others = cache.valid & ((place < cache.length) | (place >= end))
             if self.causal:
                 others = others & (place < cache.length)
@@ -206,23 +206,12 @@ def flash_runs(q: Float[Array, "b l h p"], k: Float[Array, "b m h p"], *, masked
 def attend_parts(q: Float[Array, "b l h p"], parts: Sequence[tuple[Array, Array, Array]]) -> Float[Array, "b l h p"]:
     """Softmax attention over keys that lie in several arrays, as if they were one; scores are written out.
 
-    Rows are attended one by one: a GPU's matmuls take no two batch axes that lie apart, rows and heads, for which XLA
-    would keep a transposed copy of the keys and the values.
-
     Args:
       parts: keys (b, m, h, p), values (b, m, h, p) and who sees them, Bool (b or 1, l or 1, m), of each array.
 
     Returns:
       Of q's dtype. A query that sees nothing takes the mean of all values.
     """
-    rows = []
-    for i in range(q.shape[0]):
-        row = [tuple(a if len(a) == 1 else a[i : i + 1] for a in part) for part in parts]
-        rows.append(_attend_row(q[i : i + 1], row))
-    return jnp.concatenate(rows)
-
-
-def _attend_row(q: Float[Array, "1 l h p"], parts: Sequence[tuple[Array, ...]]) -> Float[Array, "1 l h p"]:
     hidden = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a query that sees nothing must not become NaN
     scores = [
         jnp.where(seen[:, None], q.shape[-1] ** -0.5 * matmul("blhp,bmhp->bhlm", q, k.astype(q.dtype)), hidden)
