@@ -85,9 +85,11 @@ def training(lines: list[Line]) -> str:
 
 
 def latencies(lines: list[Line]) -> dict[tuple[str, str], dict[int, float]]:
-    """Milliseconds of a call by system and kind of call, then by length."""
+    """Milliseconds of a call of one row by system and kind of call, then by length."""
     found: dict[tuple[str, str], dict[int, float]] = {}
     for line in lines:
+        if line["rows"] > 1:
+            continue
         found.setdefault((line["system"], line["kind"]), {})[line["length"]] = line["ms"]
     return {call: dict(sorted(ms.items())) for call, ms in found.items()}
 
@@ -96,8 +98,8 @@ Lines = dict[tuple[str, str, int], Line]
 
 
 def by_call(lines: list[Line]) -> Lines:
-    """By system, kind of call and length."""
-    return {(line["system"], line["kind"], line["length"]): line for line in lines}
+    """Those of one row by system, kind of call and length."""
+    return {(line["system"], line["kind"], line["length"]): line for line in lines if line["rows"] == 1}
 
 
 def spread(line: Line, digits: int) -> str:
@@ -133,6 +135,18 @@ def fits(full: dict[str, dict[int, float]]) -> str:
     for system, (a, b, c) in fitted(full).items():
         worst = max(abs((a * l**2 + b * l + c) / ms - 1) for l, ms in full[system].items())
         rows.append(f"| {named(system)} | {a:.3g} L^2 | {b:.3g} L | {c:.2f} | {100 * worst:.0f}% |")
+    return "\n".join(rows)
+
+
+def several_rows(lines: list[Line]) -> str:
+    """A block of each of several rows behind a cache, beside that of one row."""
+    alone = by_call(lines)
+    rows = ["| system | rows | L | ms (least-most) | against one row | commit |", "|" + "---|" * 6]
+    for line in (line for line in lines if line["rows"] > 1):
+        system, kind, length = line["system"], line["kind"], line["length"]
+        ratio = f"{line['ms'] / alone[system, kind, length]['ms']:.2f}"
+        cells = f"{line['rows']} | {length:,} | {spread(line, 2)} | {ratio} | {line['commit']}"
+        rows.append(f"| {named(system)} | {cells} |")
     return "\n".join(rows)
 
 
@@ -173,19 +187,22 @@ def tables() -> dict[str, str]:
         "whole sequences": whole(full, lines),
         "fits": fits(full),
         "calls behind a cache": cached(latency, lines),
+        "blocks of several rows": several_rows(measured),
     }
 
 
 def draw(full: dict[str, dict[int, float]], png: Path) -> None:
-    """Tokens a second over the length, points and what was fitted to them."""
+    """Tokens a second over the length, points and what was fitted to them, of unrolled layers."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for system, (a, b, c) in fitted(full).items():
-        values = full[system]
-        (line,) = axes.plot(list(values), [8 / ms * 1e3 for ms in values.values()], "o", label=named(system))
+        if "unroll" not in system.split():
+            continue
+        values, name = full[system], NAMES[system.split()[0]]
+        (line,) = axes.plot(list(values), [8 / ms * 1e3 for ms in values.values()], "o", label=name)
         dense = np.geomspace(min(values), max(values), 60)
         axes.plot(dense, 8e3 / (a * dense**2 + b * dense + c), "-", color=line.get_color(), linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="length L", ylabel="tokens/s, L/8 calls over the whole sequence")
-    axes.set_title("1.3B size, batch 1, bfloat16, one H200", fontsize=10)
+    axes.set_title("1.3B size, batch 1, bfloat16, one H200, layers unrolled", fontsize=10)
     axes.legend()
     figure.savefig(png, dpi=150)
 
