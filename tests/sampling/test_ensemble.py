@@ -200,6 +200,20 @@ def test_the_command_samples_with_several(place, tmp_path, way):
     assert (made["checkpoint"], made["step"]) == (str(place / "a"), 3)
 
 
+@pytest.mark.parametrize("flag, scanned", [([], True), (["--noscan_layers"], False)])
+def test_the_command_has_the_layers_of_all_models_as_it_is_told(place, monkeypatch, flag, scanned):
+    found = []
+
+    def spy(model, *given, **more):
+        found.extend(network.stack.scan_layers for network in model.denoiser.networks)
+        return generate(model, *given, **more)
+
+    monkeypatch.setattr("dimba_jax.sampling.generate.generate", spy)
+    models = [f"--checkpoint={place / 'a'}", f"--ensemble={place / 'b'}"]
+    assert sample.main(["sample", *models, "--prompt=ab", *flag]) == 0
+    assert found == [scanned] * 2
+
+
 def test_the_command_says_what_it_cannot_do(place, tmp_path, capsys):
     a, b = place / "a", place / "b"
     for flags, message in (
