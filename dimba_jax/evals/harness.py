@@ -53,6 +53,7 @@ def _parse(argv: Sequence[str]) -> flags.FlagValues:
     define.integer("draws", 128, "Monte-Carlo draws of a bound, for each continuation", lower_bound=1)
     define.seed(0, "seed of the draws and of sampling")
     define.text("output", None, "where to write the results (JSON)")
+    define.scan_layers()
     define.sampling()
     options = define.parse(argv)
     if options.help:
@@ -82,7 +83,7 @@ def run(options: flags.FlagValues) -> dict[str, Any]:
     from dimba_jax.sampling.load import load
 
     manager = _tasks(options.tasks, options.include_path)
-    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema)
+    model = load(options.checkpoint, step=options.checkpoint_step, ema=options.ema, scan_layers=options.scan_layers)
     make: Any = HarnessModel  # of a class that is there only with the package
     wrapped = make(
         options.checkpoint,

@@ -45,7 +45,7 @@ class Linear(nnx.Module):
       exact: sums and results are float32 even where the operands are bfloat16.
 
     Raises:
-      ValueError: parts of one matmul that cannot be written alike.
+      ValueError: `together` with parts that share a matmul or are `along`; parts of one matmul that differ in `along`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Linear(nnx.Module):
             raise ValueError("parts that share a matmul are not all of one: together needs parts that name none")
         if together and any(part.along for part in self.parts or ()):
             raise ValueError("parts of one matmul are all written alike: together needs parts that are not `along`")
-        for name in {part.shared for part in self.parts or ()} - {None}:
+        for name in dict.fromkeys(part.shared for part in self.parts or () if part.shared is not None):
             if len({part.along for part in self.parts or () if part.shared == name}) > 1:
                 raise ValueError(f"parts that share the matmul {name!r} differ in `along`")
         self.together = together

@@ -51,8 +51,9 @@ def generate(
 ) -> list[Generation]:
     """Samples `settings.num_samples` texts for each prompt of a model of pairs, `settings.batch_size` rows at a time.
 
-    Sample k of prompt i draws from fold_in(fold_in(key(seed), i), k): the texts do not depend on the
-    batch size or on the other prompts. A prompt too long for the source's positions is cut, with a warning.
+    Sample k of prompt i draws from fold_in(fold_in(key(seed), i), k): the texts do not depend on the batch size or on
+    the other prompts, but for rounding, which in half precision differs with the number of rows. A prompt too long for
+    the source's positions is cut, with a warning.
 
     Raises:
       ConfigError: an empty prompt; a model of running text; more steps than the process has, more stages than

@@ -180,9 +180,9 @@ def main() -> None:
     done = set()
     if options.output and options.output.exists():
         lines = [json.loads(line) for line in options.output.read_text().splitlines()]
-        lines = [line for line in lines if (line["size"], line.get("rows", 1)) == (options.size, options.rows)]
+        lines = [line for line in lines if (line["size"], line["rows"]) == (options.size, options.rows)]
         done = {(line["system"], line["kind"], line["length"]) for line in lines}
-    print(f"{device}, jax {metadata.version('jax')}\n")
+    print(f"{device}, jax {metadata.version('jax')}, batch {options.rows}\n")
     print("| system | call | L | ms (least-most) | compile s | temporary GiB |")
     print("|" + "---|" * 6, flush=True)
     for system, config in configs.items():

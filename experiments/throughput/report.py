@@ -142,9 +142,10 @@ def several_rows(lines: list[Line]) -> str:
     """A block of each of several rows behind a cache, beside that of one row."""
     alone = by_call(lines)
     rows = ["| system | rows | L | ms (least-most) | against one row | commit |", "|" + "---|" * 6]
-    for line in (line for line in lines if line["rows"] > 1):
-        system, kind, length = line["system"], line["kind"], line["length"]
-        ratio = f"{line['ms'] / alone[system, kind, length]['ms']:.2f}"
+    for line in (line for line in lines if line["rows"] > 1 and line["kind"] == "block"):
+        system, length = line["system"], line["length"]
+        one = alone[system, "block", length]
+        ratio = f"{line['ms'] / one['ms']:.2f} ({one['commit']})"
         cells = f"{line['rows']} | {length:,} | {spread(line, 2)} | {ratio} | {line['commit']}"
         rows.append(f"| {named(system)} | {cells} |")
     return "\n".join(rows)

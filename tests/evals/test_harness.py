@@ -98,6 +98,22 @@ def test_tasks_of_every_kind(tasks, make_config, make_model, save_model, tmp_pat
     assert "tiny_choice" in printed and "means of 2 draws with a standard error of" in printed
 
 
+@pytest.mark.parametrize("flag, scanned", [([], True), (["--noscan_layers"], False)])
+def test_layers_one_by_one(tasks, make_config, make_model, save_model, tmp_path, monkeypatch, flag, scanned):
+    from dimba_jax.evals import harness_model
+
+    found, made = [], harness_model.HarnessModel
+
+    def spy(*given, model, **more):
+        found.append(model.denoiser.stack.scan_layers)
+        return made(*given, model=model, **more)
+
+    monkeypatch.setattr(harness_model, "HarnessModel", spy)
+    workdir = save_model(make_model(make_config(data={"target_length": 32})), tmp_path / "run")
+    assert run(f"--checkpoint={workdir}", "--tasks=tiny_rolling", f"--include_path={tasks}", "--draws=1", *flag) == 0
+    assert found == [scanned]
+
+
 def test_what_the_adapter_gives_back(tasks, make_config, make_model):
     from lm_eval.api.instance import Instance
 

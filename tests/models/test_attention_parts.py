@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dimba_kernels import target
 from dimba_kernels.testing import relative_error
 from flax import nnx
 
@@ -65,22 +66,20 @@ def test_few_queries_find_what_many_would(monkeypatch, causal):
     row, x = random(B, 12, H * P, seed=1), random(B, 4, H * P, seed=2)
     visible = np.ones((B, 12), bool)
     visible[0, 2:4] = visible[1, 9:] = False
+    _, kept = mixer.refresh(row, jnp.asarray(visible), 5, 4)
     mask = jnp.asarray([[True] * 4, [True, True, True, False]])
 
-    def segment(rows: slice):
-        _, kept = mixer.refresh(row[rows], jnp.asarray(visible[rows]), 5, 4)
-        y, state = mixer(x[rows], mask[rows], kept)
-        return jnp.where(mask[rows, :, None], y, 0.0), state
+    def segment():
+        y, state = mixer(x, mask, kept)
+        return jnp.where(mask[..., None], y, 0.0), state
 
-    alone = [segment(slice(i, i + 1)) for i in range(B)]
+    few, state = segment()
     monkeypatch.setattr(attention, "FEW", 0)
-    together, expected = segment(slice(B))
-    np.testing.assert_allclose(jnp.concatenate([y for y, _ in alone]), together, atol=1e-6)
-    assert np.abs(together).max() > 0.1
-    for name in ("keys", "values", "valid"):
-        of_each = jnp.concatenate([getattr(state, name) for _, state in alone])
-        np.testing.assert_allclose(of_each, getattr(expected, name), atol=1e-6)
-    assert all(state.length == expected.length == 9 for _, state in alone)
+    many, expected = segment()
+    np.testing.assert_allclose(few, many, atol=1e-6)
+    assert np.abs(many).max() > 0.1
+    for a, b in zip(state, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_few_queries_that_overrun_the_cache_are_nan():
@@ -91,17 +90,32 @@ def test_few_queries_that_overrun_the_cache_are_nan():
         assert np.all(np.isnan(y)) if overrun else np.all(np.isfinite(y))
 
 
-@pytest.mark.parametrize(
-    ("few", "rows", "copies"),
-    [(attention.FEW, 1, False), (0, 1, True), (attention.FEW, 2, True)],
-    ids=["few", "many", "rows"],
-)
-def test_a_row_s_call_whose_cache_nobody_reads_writes_none(monkeypatch, few, rows, copies):
-    """Of several rows a GPU would transpose the whole cache in place of that, and keep it for all layers."""
-    monkeypatch.setattr(attention, "FEW", few)
-    capacity = 4096
+def call(rows: int, capacity: int = 128):
+    """A call whose cache nobody reads, and the cache."""
     mixer = Attention(CONFIG, causal=False, rngs=nnx.Rngs(0))
-    cache = jax.eval_shape(lambda: mixer.initial_state(rows, capacity))
-    program = jax.jit(lambda x, cache: mixer(x, None, cache)[0]).lower(random(rows, 4, H * P), cache).compile()
-    made = re.findall(rf"= f32\[{rows},{capacity},{H},{P}\]\S* (?!parameter|bitcast)([\w-]+)\(", program.as_text())
+    return lambda x, cache: mixer(x, None, cache)[0], jax.eval_shape(lambda: mixer.initial_state(rows, capacity))
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "platform", "apart"),
+    [(1, 1, "cpu", False), (2, 1, "cpu", True), (64, 3, "cpu", True), (65, 1, "cpu", False), (4, 3, "tpu", True),
+     (2, 1, "gpu", True), (64, 1, "gpu", True), (65, 1, "gpu", False), (4, 2, "gpu", False)],
+)  # fmt: skip
+def test_which_segments_are_attended_apart_from_the_cache(monkeypatch, size, rows, platform, apart):
+    """On a GPU those of a single row."""
+    given = []
+    monkeypatch.setattr(attention, "attend_parts", lambda q, parts: given.append(len(parts)) or q)
+    run, cache = call(rows)
+    with target(platform):
+        jax.eval_shape(run, random(rows, size, H * P), cache)
+    assert given == ([2] if apart else [])
+
+
+@pytest.mark.parametrize(("few", "copies"), [(attention.FEW, False), (0, True)])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_they_leave_a_cache_that_nobody_reads(monkeypatch, few, copies, rows):
+    monkeypatch.setattr(attention, "FEW", few)
+    run, cache = call(rows, capacity=4096)
+    program = jax.jit(run).lower(random(rows, 4, H * P), cache).compile()
+    made = re.findall(rf"= f32\[{rows},4096,{H},{P}\]\S* (?!parameter|bitcast)([\w-]+)\(", program.as_text())
     assert bool(made) == copies, made

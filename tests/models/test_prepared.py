@@ -144,8 +144,7 @@ def test_parts_of_one_matmul_are_written_alike():
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu_a_part_may_be_written_feature_by_feature(dtype, exact):
-    """The same values in the same place of the result, as in a projection prepared for many calls, and in a gradient;
-    and a transposition at the end that XLA has nothing to do for, the matmul's own result being the other way round."""
+    """Values, gradients and calls prepared beforehand are the same; the matmul's own result has the features first."""
     parts = (Part(16, "gates"), Part(13), Part(3, "steps", along=True))
     linear = Linear(16, 32, replace(CONFIG, dtype=dtype), parts=parts, exact=exact, rngs=nnx.Rngs(0))
     graph, parameters = nnx.split(linear)

@@ -20,7 +20,7 @@ from dimba_jax.models.mixers.core import SAVED, target_platform
 from dimba_jax.models.mixers.state import KVCache
 
 ROTARY_BASE = 10_000.0
-FEW = 64  # queries of a single row's segment whose scores over a cache are worth writing out
+FEW = 64  # queries of a segment whose scores over a cache are worth writing out
 
 
 class Attention(nnx.Module):
@@ -139,11 +139,11 @@ class Attention(nnx.Module):
         own = jnp.ones((b, size), bool) if mask is None else mask
         end, place = cache.length + size, jnp.arange(capacity)
         after = KVCache(put(cache.keys, k), put(cache.values, v), put(cache.valid, own), end)
-        if b == 1 and 1 < size <= FEW:
+        if 1 < size <= FEW and (b == 1 or target_platform() != "gpu"):
             # the cache as it came in and the segment beside it, so that a call whose `after` nobody reads, a step of a
             # block, copies no cache; and cuDNN's attention, a program for each row and head, leaves a GPU empty of so
-            # few queries. Two rows and more are faster with it, and XLA would keep transposed copies of their caches
-            # for its matmuls. For one query it fuses the update into what reads it
+            # few queries. There two rows and more are faster with cuDNN: for matmuls XLA would transpose all of their
+            # caches, and keep the copies. For one query XLA fuses the update into what reads it
             others = cache.valid & ((place < cache.length) | (place >= end))
             if self.causal:
                 others = others & (place < cache.length)

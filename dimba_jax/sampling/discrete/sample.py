@@ -94,8 +94,8 @@ def sample_tokens(
 ) -> TokenSample:
     """Writes the editable positions of a batch of rows; given tokens stay as they are.
 
-    A row's tokens depend on its own key and content alone. `network_calls` are those of the batch, so they
-    may depend on its other rows: some ways end when all rows are done.
+    A row's tokens depend on its own key and content alone (but for rounding, see `generate`). `network_calls` are those
+    of the batch, so they may depend on its other rows: some ways end when all rows are done.
 
     Args:
       tokens: the given ones where not `editable`; ignored elsewhere. (b, l)
